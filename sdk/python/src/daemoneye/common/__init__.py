@@ -1,0 +1,1 @@
+"""Generated from protos/daemoneye/common by scripts/generate.py; do not edit."""
