@@ -15,7 +15,7 @@ import grpc.aio
 from daemoneye_mesh.error_interceptor import CORRELATION_KEY
 from daemoneye_mesh.errors import DaemoneyeError
 from daemoneye_mesh.limits import MAX_RECEIVE_BYTES
-from daemoneye_mesh.logs import current_correlation
+from daemoneye_mesh.logs import correlation_id
 from daemoneye_mesh.sockets import socket_target
 
 __all__ = ["TokenSource", "channel_options", "correlation_metadata", "open_channel"]
@@ -68,7 +68,7 @@ def open_channel(path: Path, token_source: TokenSource | None = None) -> grpc.ai
 
 def correlation_metadata() -> tuple[tuple[str, str], ...]:
     """Returns call metadata that carries the current correlation id on, if there is one."""
-    current = current_correlation()
+    current = correlation_id.get()
     return ((CORRELATION_KEY, current),) if current else ()
 
 

@@ -34,9 +34,7 @@ class ErrorInterceptor(HandlerInterceptor):
     """Maps exceptions of any handler kind to a status, and binds the correlation id for the logs."""
 
     @asynccontextmanager
-    async def around(
-        self, context: Any, details: grpc.HandlerCallDetails
-    ) -> AsyncIterator[None]:
+    async def around(self, context: Any, details: grpc.HandlerCallDetails) -> AsyncIterator[None]:
         """Runs one call; raises only what gRPC itself understands."""
         with bind_correlation(find_correlation(details)):
             try:

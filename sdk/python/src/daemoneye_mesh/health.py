@@ -17,7 +17,8 @@ __all__ = ["OVERALL", "HealthServicer"]
 OVERALL = ""
 """The service name under which the state of the whole server is asked."""
 
-_Status = health_pb2.HealthCheckResponse.ServingStatus.ValueType
+_Status = int
+"""A ServingStatus by its number."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -56,9 +57,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             )
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def List(self, request: Any, context: Any) -> health_pb2.HealthListResponse:
+    async def List(self, request: Any, context: Any) -> Any:
         """Answers the status of every service."""
-        return health_pb2.HealthListResponse(
+        return health_pb2.HealthListResponse(  # type: ignore[attr-defined] # stubs lag behind
             statuses={
                 name: health_pb2.HealthCheckResponse(status=status)
                 for name, status in self._statuses.items()
@@ -69,19 +70,20 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self, request: Any, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Answers the status now and after each change, until the server drains."""
-        last: _Status | None = None
+        last = -1
         while True:
             status = self._statuses.get(request.service, SERVICE_UNKNOWN)
             if status != last:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status)
-                continue  # it may have changed while the peer was taking this one
-            if self._is_draining:
+            elif self._is_draining:
                 return
-            async with self._changed:
-                await self._changed.wait_for(
-                    lambda: (
-                        self._is_draining
-                        or self._statuses.get(request.service, SERVICE_UNKNOWN) != last
-                    )
-                )
+            else:
+                await self._wait_for_change(request.service, last)
+
+    async def _wait_for_change(self, service: str, last: _Status) -> None:
+        def has_changed() -> bool:
+            return self._is_draining or self._statuses.get(service, SERVICE_UNKNOWN) != last
+
+        async with self._changed:
+            await self._changed.wait_for(has_changed)

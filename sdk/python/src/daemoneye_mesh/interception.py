@@ -5,7 +5,7 @@ streams responses is an async generator; ``context.write`` is not used.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import grpc
@@ -51,8 +51,10 @@ def wrap_handler(handler: Any, around: Around, details: grpc.HandlerCallDetails)
     def stream(inner: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             async with around(context, details):
-                async for response in inner(request, context):
-                    yield response
+                # Closed here, not by the garbage collector, when the peer leaves in between.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         return call
 

@@ -91,7 +91,7 @@ def _build(
 
 def _find_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type] # has what it reads
     except ValueError:  # details that contradict the status: not written by us
         return None
     for detail in status.details if status is not None else ():

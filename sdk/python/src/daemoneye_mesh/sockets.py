@@ -129,7 +129,7 @@ class SocketClaim:
 
     def _is_current(self, fd: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self._lock_path))
+            return os.path.samestat(os.fstat(fd), self._lock_path.stat())
         except FileNotFoundError:
             return False
 

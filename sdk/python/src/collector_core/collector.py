@@ -1,0 +1,216 @@
+"""The running collector: sources, outbox, publisher, registration and service in one task group.
+
+Order of a life: serve (NOT_SERVING), prepare the sources, SERVING, watch; on a stop: health, sources,
+outbox flushed within a budget, lease given back, socket gone.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import grpc.aio
+
+from collector_core.control import CollectorControlServicer
+from collector_core.event import Event, Sequencer
+from collector_core.monitor import Monitor
+from collector_core.outbox import Outbox
+from collector_core.publisher import BusPublisher
+from collector_core.registration import CollectorDescription, Registration
+from collector_core.service import CollectorServicer
+from collector_core.settings import CollectorSettings
+from collector_core.source import EventSource
+from collector_core.tokens import TokenKeeper
+from daemoneye.agent.v1 import registry_service_pb2_grpc
+from daemoneye.ipc.v1 import (
+    collector_control_service_pb2 as control_pb,
+)
+from daemoneye.ipc.v1 import (
+    collector_control_service_pb2_grpc,
+    collector_service_pb2_grpc,
+)
+from daemoneye_mesh.access import AccessTable
+from daemoneye_mesh.authentication import AuthInterceptor
+from daemoneye_mesh.channel import open_channel
+from daemoneye_mesh.lifecycle import StopRequest
+from daemoneye_mesh.server import MeshServer
+from daemoneye_mesh.token import FileTokenSource, TokenVerifier
+
+__all__ = ["Collector"]
+
+FLUSH_BUDGET_S = 3.0
+"""How long a stopping collector waits for the broker to take what is queued."""
+
+log = logging.getLogger("daemoneye.collector")
+
+
+class Collector:
+    """A collector made of sources. Make it inside the running loop.
+
+    Args:
+        collector_id: ``[a-z0-9_-]{1,64}``, the id of its identity.
+        sources: what it watches.
+        settings: its settings.
+        version: its version, for operators.
+    """
+
+    def __init__(
+        self,
+        collector_id: str,
+        sources: Sequence[EventSource],
+        settings: CollectorSettings,
+        version: str = "0",
+    ) -> None:
+        self._layout = settings.layout
+        self._identity = self._layout.collector(collector_id)
+        self._sources = sources
+        self._settings = settings
+        self._version = version
+        self._started_s = time.monotonic()
+        self._sequencer = Sequencer(collector_id, epoch=time.time_ns())
+        self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
+        self._monitor = Monitor(sources, self.emit)
+        self._service = CollectorServicer(
+            collector_id, version, sources, self._monitor.degradations
+        )
+        self._stop: StopRequest | None = None
+
+    @property
+    def state(self) -> control_pb.MonitoringState.ValueType:
+        """What the collector does."""
+        return self._monitor.state
+
+    async def emit(self, event: Event) -> None:
+        """Numbers an event and queues it; waits while the outbox is full."""
+        await self._outbox.put(self._sequencer.encode(event))
+
+    async def pause(self) -> None:
+        """Stops watching; returns when no source watches any more."""
+        await self._monitor.pause()
+
+    async def resume(self) -> None:
+        """Watches again."""
+        await self._monitor.resume()
+
+    def shut_down(self, reason: str) -> None:
+        """Asks for a drain."""
+        if self._stop is not None:
+            self._stop.request(reason)
+
+    def stats(self) -> control_pb.GetCollectorStatsResponse:
+        """The counters."""
+        stats = control_pb.GetCollectorStatsResponse(
+            state=self.state,
+            source_epoch=self._sequencer.epoch,
+            source_sequence=self._sequencer.sequence,
+            emitted_count=self._outbox.accepted_count,
+            published_count=self._outbox.published_count,
+            dropped_count=dict(self._outbox.refused_count),
+            pending_count=self._outbox.pending_count,
+            pending_bytes=self._outbox.pending_bytes,
+            task_count=dict(self._service.task_count),
+        )
+        stats.uptime.FromNanoseconds(int((time.monotonic() - self._started_s) * 1e9))
+        return stats
+
+    async def run(self, stop: StopRequest) -> None:
+        """Runs until ``stop`` is set and everything is drained.
+
+        Raises:
+            DaemoneyeError: it cannot serve, a source cannot be prepared, or a newer instance of this
+                collector has taken over.
+        """
+        self._stop = stop
+        server = self._build_server()
+        await server.start()
+        token_file = self._settings.token_file or self._layout.token_file(self._identity)
+        agent = open_channel(self._layout.agent_socket, FileTokenSource(token_file).token)
+        try:
+            await self._run_clients(server, agent, stop)
+        finally:
+            await server.drain(0)
+            await agent.close()
+
+    async def _run_clients(
+        self, server: MeshServer, agent: grpc.aio.Channel, stop: StopRequest
+    ) -> None:
+        registry: registry_service_pb2_grpc.RegistryServiceAsyncStub
+        registry = registry_service_pb2_grpc.RegistryServiceStub(agent)
+        registration = Registration(
+            registry, self._describe(), self._monitor.degradations, self._metrics
+        )
+        tokens = TokenKeeper(registry, (self._layout.broker,))
+        bus = open_channel(self._layout.eventbus_socket, tokens.source(self._layout.broker))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(tokens.run(), name="tokens"),
+                    group.create_task(BusPublisher(bus, self._outbox).run(), name="publisher"),
+                    group.create_task(self._monitor.run(), name="monitor"),
+                    group.create_task(self._announce(server), name="readiness"),
+                    group.create_task(registration.run(), name="registration"),
+                ]
+                await stop.wait()
+                await self._drain(server, registration, stop.reason)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await bus.close()
+
+    async def _announce(self, server: MeshServer) -> None:
+        await self._monitor.ready.wait()
+        await server.set_serving(True)
+        log.info("%s is ready", self._identity.name)
+
+    async def _drain(self, server: MeshServer, registration: Registration, reason: str) -> None:
+        await server.health.drain()
+        await self._monitor.stop()
+        try:
+            async with asyncio.timeout(FLUSH_BUDGET_S):
+                await self._outbox.wait_empty()
+        except TimeoutError:
+            log.warning(
+                "%d events could not be published before the end", self._outbox.pending_count
+            )
+        if registration.is_registered:
+            await registration.deregister(reason)
+        await server.drain()
+
+    def _build_server(self) -> MeshServer:
+        verifier = TokenVerifier(
+            self._layout.trust_bundle, self._identity.spiffe_id, self._layout.trust_domain
+        )
+        path = self._layout.collector_socket(self._identity.id)
+        server = MeshServer(path, AuthInterceptor(verifier, AccessTable.load()))
+        server.add(
+            collector_service_pb2_grpc.add_CollectorServiceServicer_to_server,
+            self._service,
+            "daemoneye.ipc.v1.CollectorService",
+        )
+        server.add(
+            collector_control_service_pb2_grpc.add_CollectorControlServiceServicer_to_server,
+            CollectorControlServicer(self),
+            "daemoneye.ipc.v1.CollectorControlService",
+        )
+        return server
+
+    def _describe(self) -> CollectorDescription:
+        return CollectorDescription(
+            collector_id=self._identity.id,
+            instance_epoch=self._sequencer.epoch,
+            version=self._version,
+            socket_path=self._layout.collector_socket(self._identity.id),
+            domains=sorted({source.caps.domain for source in self._sources}),
+            task_types=sorted(self._service.task_types),
+            pid=os.getpid(),
+            heartbeat_interval_s=self._settings.heartbeat_interval_s,
+        )
+
+    def _metrics(self) -> Mapping[str, float]:
+        return {
+            "events_emitted": self._outbox.accepted_count,
+            "events_published": self._outbox.published_count,
+            "events_refused": self._outbox.refused_count.total(),
+            "events_pending": self._outbox.pending_count,
+        }

@@ -1,0 +1,77 @@
+"""Connecting again and again, with full jitter and without giving up.
+
+A lost peer is normal in a mesh whose processes restart; what must not happen is that all of its
+clients come back at the same instant, or that one of them stops trying.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import tenacity
+
+from daemoneye_mesh.errors import ConflictError, DaemoneyeError
+from daemoneye_mesh.rpc_status import from_rpc_error
+
+__all__ = ["MAX_DELAY_S", "keep_trying", "pause"]
+
+T = TypeVar("T")
+
+FIRST_DELAY_S = 0.1
+MAX_DELAY_S = 2.0
+"""A Unix socket that is back should not wait long for its clients."""
+
+log = logging.getLogger("daemoneye.reconnect")
+
+_wait = tenacity.wait_random_exponential(multiplier=FIRST_DELAY_S, max=MAX_DELAY_S)
+
+
+async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    """Calls ``attempt`` until it succeeds; the first failure and every tenth are logged.
+
+    Args:
+        what: for the log, such as "register with the agent".
+        attempt: raises DaemoneyeError or a failed call's error when it should be tried again;
+            anything else passes through.
+
+    Raises:
+        ConflictError: somebody newer has taken our place; trying on would fight it.
+    """
+
+    def report(state: tenacity.RetryCallState) -> None:
+        outcome = state.outcome.exception() if state.outcome else None
+        if state.attempt_number % 10 == 1 and outcome is not None:
+            log.warning("cannot %s yet, trying on: %s", what, explain(outcome))
+
+    retrying = tenacity.AsyncRetrying(
+        wait=_wait,
+        retry=tenacity.retry_if_exception(is_worth_retrying),
+        before_sleep=report,
+        sleep=asyncio.sleep,
+    )
+    try:
+        return await retrying(attempt)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
+
+
+async def pause() -> None:
+    """Waits a moment before a session that just broke is opened again."""
+    await asyncio.sleep(FIRST_DELAY_S)
+
+
+def is_worth_retrying(error: BaseException) -> bool:
+    """Whether an attempt that failed so may succeed later: all but having been superseded."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code() is not grpc.StatusCode.ABORTED
+    return isinstance(error, DaemoneyeError) and not isinstance(error, ConflictError)
+
+
+def explain(error: BaseException) -> str:
+    """Returns one sentence about a failed attempt."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = from_rpc_error(error)
+    return error.message if isinstance(error, DaemoneyeError) else type(error).__name__

@@ -1,0 +1,143 @@
+"""A collector's lease at the agent: registered, kept by heartbeats, taken again when it is lost."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+from google.protobuf import duration_pb2
+
+from collector_core.reconnect import explain, keep_trying, pause
+from daemoneye.agent.v1 import registry_service_pb2 as pb
+from daemoneye.agent.v1 import registry_service_pb2_grpc
+from daemoneye.common.v1 import common_pb2
+from daemoneye.ipc.v1 import ipc_pb2
+from daemoneye_mesh.completeness import Degradation
+from daemoneye_mesh.completeness_message import to_completeness
+from daemoneye_mesh.errors import ConflictError
+from daemoneye_mesh.rpc_status import from_rpc_error
+
+__all__ = ["CollectorDescription", "Registration"]
+
+CALL_TIMEOUT_S = 5.0
+
+log = logging.getLogger("daemoneye.registration")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorDescription:
+    """What a collector says of itself when it registers."""
+
+    collector_id: str
+    instance_epoch: int
+    """Nanoseconds since the Unix epoch at which this instance started."""
+    version: str
+    socket_path: Path
+    domains: Sequence[ipc_pb2.MonitoringDomain.ValueType]
+    task_types: Sequence[common_pb2.TaskType.ValueType]
+    pid: int
+    heartbeat_interval_s: float
+
+
+class Registration:
+    """Registers one instance and keeps its lease.
+
+    Args:
+        registry: stub of the agent's registry.
+        description: what to register.
+        degradations: what the collector cannot see, asked for each heartbeat.
+        metrics: counters for display, asked for each heartbeat.
+    """
+
+    def __init__(
+        self,
+        registry: "registry_service_pb2_grpc.RegistryServiceAsyncStub",
+        description: CollectorDescription,
+        degradations: Callable[[], Sequence[Degradation]],
+        metrics: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._registry = registry
+        self._description = description
+        self._degradations = degradations
+        self._metrics = metrics
+        self._sequence = 0
+        self.is_registered = False
+        """Whether the agent holds a lease for us right now."""
+
+    async def run(self) -> None:
+        """Registers and heartbeats until cancelled.
+
+        Raises:
+            ConflictError: a newer instance of this collector has taken over; this one must stop.
+        """
+        while True:
+            interval_s = await keep_trying("register with the agent", self._register)
+            try:
+                await self._keep_lease(interval_s)
+            except grpc.aio.AioRpcError as error:
+                known = from_rpc_error(error)
+                if isinstance(known, ConflictError):
+                    raise known from None
+                log.warning("lease lost, registering again: %s", explain(known))
+            finally:
+                self.is_registered = False
+            await pause()
+
+    async def deregister(self, reason: str) -> None:
+        """Gives the lease back; an agent that cannot be reached finds out by itself."""
+        request = pb.DeregisterCollectorRequest(
+            collector_id=self._description.collector_id,
+            instance_epoch=self._description.instance_epoch,
+            reason=reason,
+        )
+        try:
+            await self._registry.DeregisterCollector(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            log.info("not deregistered: %s", explain(error))
+
+    async def _register(self) -> float:
+        description = self._description
+        interval = duration_pb2.Duration()
+        interval.FromNanoseconds(int(description.heartbeat_interval_s * 1e9))
+        request = pb.RegisterCollectorRequest(
+            collector_id=description.collector_id,
+            instance_epoch=description.instance_epoch,
+            version=description.version,
+            socket_path=str(description.socket_path),
+            domains=description.domains,
+            task_types=description.task_types,
+            pid=description.pid,
+            heartbeat_interval=interval,
+        )
+        lease = await self._registry.RegisterCollector(request, timeout=CALL_TIMEOUT_S)
+        self.is_registered = True
+        log.info("registered with the agent")
+        return lease.heartbeat_interval.ToNanoseconds() / 1e9
+
+    async def _keep_lease(self, interval_s: float) -> None:
+        call = self._registry.Heartbeat(self._heartbeats(interval_s))
+        try:
+            async for _ in call:
+                pass
+        finally:
+            call.cancel()
+
+    async def _heartbeats(self, interval_s: float) -> AsyncIterator[pb.HeartbeatRequest]:
+        while True:
+            yield self._heartbeat()
+            await asyncio.sleep(interval_s)
+
+    def _heartbeat(self) -> pb.HeartbeatRequest:
+        self._sequence += 1
+        degradations = self._degradations()
+        health = pb.COLLECTOR_HEALTH_DEGRADED if degradations else pb.COLLECTOR_HEALTH_OK
+        return pb.HeartbeatRequest(
+            collector_id=self._description.collector_id,
+            instance_epoch=self._description.instance_epoch,
+            heartbeat_sequence=self._sequence,
+            health=health,
+            completeness=to_completeness(degradations),
+            metrics=self._metrics(),
+        )

@@ -1,0 +1,151 @@
+"""Subscribing to the broker: one stream of batches and gaps that comes back after a reconnect."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import grpc.aio
+
+from collector_core.publisher import negotiate_version
+from collector_core.reconnect import explain, keep_trying, pause
+from daemoneye.eventbus.v1 import (
+    eventbus_pb2,
+    eventbus_service_pb2,
+    eventbus_service_pb2_grpc,
+    subscription_pb2,
+)
+from daemoneye_mesh.errors import DaemoneyeError, InvalidRequestError, PermissionDeniedError
+from daemoneye_mesh.rpc_status import from_rpc_error
+from daemoneye_mesh.topic import validate_pattern
+
+__all__ = ["BusSubscriber", "Delivery", "Gap", "Opened"]
+
+Call = grpc.aio.StreamStreamCall[
+    eventbus_service_pb2.SubscribeRequest, eventbus_service_pb2.SubscribeResponse
+]
+
+log = logging.getLogger("daemoneye.subscriber")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The subscription stands; what was published before it may be missing."""
+
+    broker_epoch: str
+    """Another value than last time: the broker restarted and its queues are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Messages in order."""
+
+    messages: Sequence[eventbus_pb2.EventBusMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages that the broker dropped exactly here."""
+
+    dropped_count: int
+    reason: str
+
+
+class BusSubscriber:
+    """One subscription that survives the broker.
+
+    Args:
+        channel: channel to the broker, with this process's token.
+        subscriber_id: name of the subscription, for operators.
+        patterns: topic patterns.
+        max_queue_messages: wanted bound of the broker's queue; 0 takes the broker's default.
+
+    Raises:
+        InvalidPatternError: a pattern breaks the grammar.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        subscriber_id: str,
+        patterns: Sequence[str],
+        max_queue_messages: int = 0,
+    ) -> None:
+        self._channel = channel
+        self._subscriber_id = subscriber_id
+        for pattern in patterns:
+            validate_pattern(pattern)
+        self._patterns = list(patterns)
+        self._max_queue_messages = max_queue_messages
+        self.is_connected = False
+        """Whether the subscription stands right now."""
+
+    async def items(self) -> AsyncIterator[Opened | Delivery | Gap]:
+        """Yields what the broker tells, over any number of connections, until closed.
+
+        Raises:
+            PermissionDeniedError: the access table does not allow a pattern; trying on is no use.
+            InvalidRequestError: the broker refuses the subscription as it is.
+        """
+        while True:
+            await keep_trying("reach the broker", lambda: negotiate_version(self._channel))
+            try:
+                async for item in self._session():
+                    yield item
+            except grpc.aio.AioRpcError as error:
+                known = from_rpc_error(error)
+                if isinstance(known, PermissionDeniedError | InvalidRequestError):
+                    raise known from None
+                log.warning("subscription lost: %s", explain(known))
+            except DaemoneyeError as error:
+                log.warning("subscription lost: %s", explain(error))
+            await pause()
+
+    async def _session(self) -> AsyncIterator[Opened | Delivery | Gap]:
+        stub: eventbus_service_pb2_grpc.EventBusServiceAsyncStub
+        stub = eventbus_service_pb2_grpc.EventBusServiceStub(self._channel)
+        done = asyncio.Event()
+        call = stub.Subscribe(self._requests(done))
+        try:
+            async for response in call:
+                if (item := _to_item(response)) is not None:
+                    self.is_connected = True
+                    yield item
+        finally:
+            self.is_connected = False
+            done.set()
+            call.cancel()
+
+    async def _requests(
+        self, done: asyncio.Event
+    ) -> AsyncIterator[eventbus_service_pb2.SubscribeRequest]:
+        patterns = [
+            subscription_pb2.TopicPattern(
+                pattern=pattern, wildcard_enabled="+" in pattern or "#" in pattern
+            )
+            for pattern in self._patterns
+        ]
+        config = subscription_pb2.SubscriptionConfig(
+            subscriber_id=self._subscriber_id, topic_patterns=patterns
+        )
+        if self._max_queue_messages:
+            config.qos_settings.max_queue_depth = self._max_queue_messages
+        opening = eventbus_service_pb2.OpenSubscription(config=config)
+        yield eventbus_service_pb2.SubscribeRequest(open=opening)
+        await done.wait()
+
+
+def _to_item(
+    response: eventbus_service_pb2.SubscribeResponse,
+) -> Opened | Delivery | Gap | None:
+    match response.WhichOneof("item"):
+        case "opened":
+            return Opened(response.opened.broker_epoch)
+        case "batch":
+            return Delivery(response.batch.messages)
+        case "gap":
+            number = response.gap.reason
+            reason = eventbus_service_pb2.GapReason.Name(number).removeprefix("GAP_REASON_")
+            return Gap(response.gap.dropped_count, reason.lower())
+        case _:
+            return None  # an item of a newer broker

@@ -1,0 +1,102 @@
+"""The frame of every process: shared settings, logs, signals, and an exit status that means something.
+
+Exit statuses: 0 stopped as asked, 1 failed (the last log line says why), 2 configuration refused.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemoneye_mesh.configuration import setting
+from daemoneye_mesh.directories import RUNTIME_DIR_VARIABLE, locate_runtime_dir
+from daemoneye_mesh.error_interceptor import unwrap
+from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.layout import DEFAULT_TRUST_DOMAIN, RuntimeLayout
+from daemoneye_mesh.lifecycle import StopRequest, watch_signals
+from daemoneye_mesh.logs import LEVELS, LogStyle, configure_logs
+
+__all__ = ["ProcessSettings", "run_process"]
+
+EXIT_FAILED = 1
+_PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger("daemoneye.process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """The settings that every process has."""
+
+    runtime_dir: Path | None = setting(
+        None,
+        help="directory of the sockets; found by itself when unset",
+        env=RUNTIME_DIR_VARIABLE,
+    )
+    trust_domain: str = setting(
+        DEFAULT_TRUST_DOMAIN,
+        help="trust domain of the identities in this mesh",
+        env="DAEMONEYE_TRUST_DOMAIN",
+    )
+    log_level: str = setting("info", help="lowest level that is logged", choices=LEVELS)
+    log_style: str = setting(
+        "auto", help="auto is text on a terminal and JSON elsewhere", choices=tuple(LogStyle)
+    )
+    stop_with_parent: bool = setting(
+        False, help="stop when the process that started this one ends (prctl(2) PR_SET_PDEATHSIG)"
+    )
+
+    @property
+    def layout(self) -> RuntimeLayout:
+        """What lies where below the runtime dir."""
+        return RuntimeLayout(self.runtime_dir or locate_runtime_dir(), self.trust_domain)
+
+
+def run_process(
+    name: str, settings: ProcessSettings, serve: Callable[[StopRequest], Awaitable[None]]
+) -> int:
+    """Runs a process until it stops and returns its exit status.
+
+    Args:
+        name: name of the process, in every log line.
+        settings: its settings.
+        serve: the process itself; returns after ``StopRequest`` is set and all is drained.
+    """
+    configure_logs(name, settings.log_level, style=settings.log_style)
+    if settings.stop_with_parent:
+        stop_with_parent()
+
+    async def main() -> None:
+        stop = StopRequest()
+        with watch_signals(stop):
+            await serve(stop)
+
+    try:
+        asyncio.run(main())
+    except Exception as error:
+        cause = unwrap(error)
+        if not isinstance(cause, DaemoneyeError):
+            log.critical("%s failed", name, exc_info=error)
+            return EXIT_FAILED
+        log.critical("%s cannot go on: %s", name, cause.message, extra={"reason": cause.reason})
+        return EXIT_FAILED
+    log.info("%s stopped", name)
+    return 0
+
+
+def stop_with_parent() -> None:
+    """Makes the kernel send SIGTERM to this process when its parent ends.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getppid()
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it ended before the kernel knew that we care
+        os.kill(os.getpid(), signal.SIGTERM)
