@@ -1,6 +1,6 @@
 """Records of a task packed into chunks of bounded size."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from collector_core.event import Record
 from daemoneye.common.v1 import common_pb2
@@ -12,6 +12,9 @@ __all__ = ["TARGET_CHUNK_BYTES", "ChunkWriter", "write_chunks"]
 
 TARGET_CHUNK_BYTES = 256 << 10
 """Chunks are sent once they reach this size: large enough to be cheap, small enough to flow."""
+
+_FRAMING_BYTES = 6
+"""Tag and length of one record in its chunk, at most; empty records have a size, too."""
 
 _FIELDS: dict[type, str] = {
     common_pb2.ProcessRecord: "processes",
@@ -38,14 +41,14 @@ class ChunkWriter:
         Raises:
             OverloadedError: the record alone is larger than a chunk may be.
         """
-        size_bytes = record.ByteSize()
+        size_bytes = record.ByteSize() + _FRAMING_BYTES
         if size_bytes > MAX_CHUNK_BYTES - TARGET_CHUNK_BYTES:
             raise OverloadedError(
                 f"one record of {size_bytes} bytes does not fit into a chunk; truncate its fields",
                 reason=ErrorReason.RESULT_TOO_LARGE,
                 size_bytes=size_bytes,
             )
-        full = self._cut() if self._size_bytes + size_bytes > TARGET_CHUNK_BYTES else None
+        full = None if self._fits(record, size_bytes) else self._cut()
         if isinstance(record, common_pb2.HashResult):
             self._result.hash_result.CopyFrom(record)
         else:
@@ -61,6 +64,11 @@ class ChunkWriter:
         chunk.record_count = self.record_count
         return chunk
 
+    def _fits(self, record: Record, size_bytes: int) -> bool:
+        if isinstance(record, common_pb2.HashResult) and self._result.HasField("hash_result"):
+            return False  # a chunk has room for one
+        return not self._size_bytes or self._size_bytes + size_bytes <= TARGET_CHUNK_BYTES
+
     def _cut(self) -> collector_service_pb2.ExecuteTaskResponse:
         chunk = collector_service_pb2.ExecuteTaskResponse(
             result=self._result, chunk_index=self._index
@@ -73,7 +81,7 @@ class ChunkWriter:
 
 async def write_chunks(
     records: AsyncIterator[Record], writer: ChunkWriter
-) -> AsyncIterator[collector_service_pb2.ExecuteTaskResponse]:
+) -> AsyncGenerator[collector_service_pb2.ExecuteTaskResponse, None]:
     """Yields every chunk but the last one."""
     async for record in records:
         if (chunk := writer.add(record)) is not None:

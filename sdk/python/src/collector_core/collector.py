@@ -33,6 +33,8 @@ from daemoneye.ipc.v1 import (
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
 from daemoneye_mesh.channel import open_channel
+from daemoneye_mesh.error_interceptor import unwrap
+from daemoneye_mesh.errors import DaemoneyeError
 from daemoneye_mesh.lifecycle import StopRequest
 from daemoneye_mesh.server import MeshServer
 from daemoneye_mesh.token import FileTokenSource, TokenVerifier
@@ -40,7 +42,7 @@ from daemoneye_mesh.token import FileTokenSource, TokenVerifier
 __all__ = ["Collector"]
 
 FLUSH_BUDGET_S = 3.0
-"""How long a stopping collector waits for the broker to take what is queued."""
+"""How long a stopping collector waits for its sources, and for the broker to take what is queued."""
 
 log = logging.getLogger("daemoneye.collector")
 
@@ -69,6 +71,7 @@ class Collector:
         self._version = version
         self._started_s = time.monotonic()
         self._sequencer = Sequencer(collector_id, epoch=time.time_ns())
+        self._turn = asyncio.Lock()
         self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
         self._monitor = Monitor(sources, self.emit)
         self._service = CollectorServicer(
@@ -82,8 +85,16 @@ class Collector:
         return self._monitor.state
 
     async def emit(self, event: Event) -> None:
-        """Numbers an event and queues it; waits while the outbox is full."""
-        await self._outbox.put(self._sequencer.encode(event))
+        """Numbers an event and queues it; waits while the outbox is full.
+
+        Raises:
+            InvalidRequestError: the event is larger than a message may be.
+        """
+        # Numbers go into the outbox in their order, and a source that is cancelled while it waits
+        # leaves no gap behind.
+        async with self._turn:
+            await self._outbox.put(self._sequencer.encode(event))
+            self._sequencer.advance()
 
     async def pause(self) -> None:
         """Stops watching; returns when no source watches any more."""
@@ -123,11 +134,16 @@ class Collector:
         """
         self._stop = stop
         server = self._build_server()
-        await server.start()
         token_file = self._settings.token_file or self._layout.token_file(self._identity)
         agent = open_channel(self._layout.agent_socket, FileTokenSource(token_file).token)
         try:
+            await server.start()
             await self._run_clients(server, agent, stop)
+        except BaseExceptionGroup as failed:
+            cause = unwrap(failed)
+            if isinstance(cause, DaemoneyeError):
+                raise cause from None
+            raise
         finally:
             await server.drain(0)
             await agent.close()
@@ -165,16 +181,15 @@ class Collector:
 
     async def _drain(self, server: MeshServer, registration: Registration, reason: str) -> None:
         await server.health.drain()
-        await self._monitor.stop()
         try:
             async with asyncio.timeout(FLUSH_BUDGET_S):
+                await self._monitor.stop()
                 await self._outbox.wait_empty()
         except TimeoutError:
             log.warning(
                 "%d events could not be published before the end", self._outbox.pending_count
             )
-        if registration.is_registered:
-            await registration.deregister(reason)
+        await registration.deregister(reason)
         await server.drain()
 
     def _build_server(self) -> MeshServer:

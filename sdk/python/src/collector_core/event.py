@@ -70,10 +70,10 @@ class Sequencer:
         """The last sequence given out."""
 
     def encode(self, event: Event) -> bytes:
-        """Returns the encoded EventBusMessage; its sequence is the next one, without a gap.
+        """Returns the encoded EventBusMessage with the next sequence, which ``advance`` uses up.
 
         Raises:
-            InvalidRequestError: the event is larger than a message may be; no sequence is used up.
+            InvalidRequestError: the event is larger than a message may be.
         """
         name, event_type = _FIELDS[type(event.data)]
         payload = eventbus_pb2.CollectionEventPayload(event_type=event_type)
@@ -98,5 +98,8 @@ class Sequencer:
                 size_bytes=len(frame),
                 limit_bytes=MAX_MESSAGE_BYTES,
             )
-        self.sequence += 1
         return frame
+
+    def advance(self) -> None:
+        """Uses up the sequence of the frame encoded last: it will be published."""
+        self.sequence += 1

@@ -6,12 +6,14 @@ degradation until the source watches again, and is retried with backoff.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 from collector_core.source import Emit, EventSource
 from daemoneye.ipc.v1 import collector_control_service_pb2 as pb
 from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degradations
+from daemoneye_mesh.error_interceptor import is_cancelled_from_outside
 from daemoneye_mesh.errors import DaemoneyeError
 
 __all__ = ["Monitor"]
@@ -28,11 +30,18 @@ class Monitor:
     Args:
         sources: what to watch; their names differ.
         emit: takes their events.
+        monotonic: clock that says how long a source worked, seconds.
     """
 
-    def __init__(self, sources: Sequence[EventSource], emit: Emit) -> None:
+    def __init__(
+        self,
+        sources: Sequence[EventSource],
+        emit: Emit,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sources = sources
         self._emit = emit
+        self._monotonic = monotonic
         self._failed: dict[str, str] = {}
         self._wanted = asyncio.Event()
         self._unwanted = asyncio.Event()
@@ -102,9 +111,18 @@ class Monitor:
     async def _supervise(self, source: EventSource) -> None:
         delay_s = FIRST_RESTART_DELAY_S
         while True:
+            self._failed.pop(source.name, None)
+            started_s = self._monotonic()
             try:
                 await source.watch(self._emit)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancelled_from_outside():
+                    if isinstance(error, asyncio.CancelledError):
+                        raise
+                    log.exception("source %s failed while it was stopped", source.name)
+                    return
+                if self._monotonic() - started_s > MAX_RESTART_DELAY_S:
+                    delay_s = FIRST_RESTART_DELAY_S  # it has worked since the last failure
                 known = error.message if isinstance(error, DaemoneyeError) else "internal error"
                 self._failed[source.name] = known
                 log.exception("source %s failed, next try in %.1f s", source.name, delay_s)
@@ -113,4 +131,3 @@ class Monitor:
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, MAX_RESTART_DELAY_S)
-            self._failed.pop(source.name, None)

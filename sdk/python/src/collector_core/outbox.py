@@ -8,7 +8,13 @@ import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass
 
-__all__ = ["Outbox", "OutboxBatch"]
+from daemoneye_mesh.errors import InternalError
+
+__all__ = ["AnswerOrderError", "Outbox", "OutboxBatch"]
+
+
+class AnswerOrderError(InternalError):
+    """The broker answered a batch that is not the one it has to answer next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +59,19 @@ class Outbox:
 
     async def put(self, frame: bytes) -> None:
         """Accepts a frame, waiting while there is no room."""
-        while not self._has_room(len(frame)):
+        while not self.put_nowait(frame):
             self._room.clear()
             await self._room.wait()
+
+    def put_nowait(self, frame: bytes) -> bool:
+        """Accepts a frame if there is room; returns whether there was."""
+        if not self._has_room(len(frame)):
+            return False
         self._waiting.append(frame)
         self.accepted_count += 1
         self.pending_bytes += len(frame)
         self._changed.set()
+        return True
 
     async def take(self, max_messages: int, max_bytes: int) -> OutboxBatch:
         """Returns whatever waits, up to the bounds, as the next batch in flight."""
@@ -83,10 +95,14 @@ class Outbox:
         """Takes the broker's answer to the oldest batch; returns how many frames it was about.
 
         Raises:
-            ValueError: the answer is not about the oldest batch in flight.
+            AnswerOrderError: the answer is not about the oldest batch in flight.
         """
         if not self._in_flight or self._in_flight[0].batch_id != batch_id:
-            raise ValueError(f"answer to batch {batch_id}, which is not the oldest in flight")
+            raise AnswerOrderError(
+                f"an answer came to batch {batch_id}, which is not the oldest in flight; connect"
+                " again",
+                batch_id=batch_id,
+            )
         batch = self._in_flight.popleft()
         if refused_reason is None:
             self.published_count += len(batch.frames)

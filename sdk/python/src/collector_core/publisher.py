@@ -19,6 +19,7 @@ from daemoneye.eventbus.v1 import (
     eventbus_service_pb2_grpc,
     frame_pb2,
 )
+from daemoneye_mesh.error_interceptor import is_cancelled_from_outside
 from daemoneye_mesh.errors import DaemoneyeError, PreconditionError
 from daemoneye_mesh.rpc_status import from_detail
 
@@ -30,7 +31,9 @@ WINDOW_BATCHES = 8
 """Batches in flight; enough to keep broker and client busy at once."""
 
 NEGOTIATE_TIMEOUT_S = 5.0
-ENVELOPE_VERSION = eventbus_pb2.MessageVersion(major=1, minor=0, patch=0, protocol_version="1.0.0")
+ENVELOPE_VERSION = eventbus_pb2.MessageVersion(
+    major=1, minor=0, patch=0, protocol_version="daemoneye"
+)
 
 Call = grpc.aio.StreamStreamCall[Any, eventbus_service_pb2.PublishStreamResponse]
 
@@ -97,7 +100,9 @@ class BusPublisher:
                 sender = group.create_task(self._send(call), name="sender")
                 await self._receive(call)
                 sender.cancel()
-        except* grpc.aio.AioRpcError as failed:
+        except* (grpc.aio.AioRpcError, DaemoneyeError) as failed:
+            if is_cancelled_from_outside():  # the group was busy ending and has swallowed it
+                raise asyncio.CancelledError from None
             raise failed.exceptions[0] from None
         finally:
             self.is_connected = False

@@ -46,6 +46,9 @@ async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
         if state.attempt_number % 10 == 1 and outcome is not None:
             log.warning("cannot %s yet, trying on: %s", what, explain(outcome))
 
+    async def once() -> T:  # tenacity awaits coroutine functions only, and a lambda is none
+        return await attempt()
+
     retrying = tenacity.AsyncRetrying(
         wait=_wait,
         retry=tenacity.retry_if_exception(is_worth_retrying),
@@ -53,7 +56,7 @@ async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
         sleep=asyncio.sleep,
     )
     try:
-        return await retrying(attempt)
+        return await retrying(once)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from None
 

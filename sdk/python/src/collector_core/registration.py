@@ -63,16 +63,17 @@ class Registration:
         self._degradations = degradations
         self._metrics = metrics
         self._sequence = 0
+        self._is_leaving = False
         self.is_registered = False
         """Whether the agent holds a lease for us right now."""
 
     async def run(self) -> None:
-        """Registers and heartbeats until cancelled.
+        """Registers and heartbeats until cancelled, or until the lease was given back.
 
         Raises:
             ConflictError: a newer instance of this collector has taken over; this one must stop.
         """
-        while True:
+        while not self._is_leaving:
             interval_s = await keep_trying("register with the agent", self._register)
             try:
                 await self._keep_lease(interval_s)
@@ -80,13 +81,17 @@ class Registration:
                 known = from_rpc_error(error)
                 if isinstance(known, ConflictError):
                     raise known from None
-                log.warning("lease lost, registering again: %s", explain(known))
+                if not self._is_leaving:
+                    log.warning("lease lost, registering again: %s", explain(known))
             finally:
                 self.is_registered = False
             await pause()
 
     async def deregister(self, reason: str) -> None:
-        """Gives the lease back; an agent that cannot be reached finds out by itself."""
+        """Gives the lease back for good; an agent that cannot be reached finds out by itself."""
+        self._is_leaving = True  # the agent ends the heartbeats now: no reason to come back
+        if not self.is_registered:
+            return
         request = pb.DeregisterCollectorRequest(
             collector_id=self._description.collector_id,
             instance_epoch=self._description.instance_epoch,
@@ -114,7 +119,7 @@ class Registration:
         lease = await self._registry.RegisterCollector(request, timeout=CALL_TIMEOUT_S)
         self.is_registered = True
         log.info("registered with the agent")
-        return lease.heartbeat_interval.ToNanoseconds() / 1e9
+        return lease.heartbeat_interval.ToNanoseconds() / 1e9 or description.heartbeat_interval_s
 
     async def _keep_lease(self, interval_s: float) -> None:
         call = self._registry.Heartbeat(self._heartbeats(interval_s))

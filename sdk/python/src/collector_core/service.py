@@ -1,7 +1,7 @@
 """``ipc.v1.CollectorService``: capabilities, schema and tasks of one collector."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -30,7 +30,7 @@ MAX_TASK_ID_BYTES = 128
 
 _FILTERS = {
     common_pb2.TASK_TYPE_ENUMERATE_PROCESSES: "process_filter",
-    common_pb2.TASK_TYPE_CHECK_PROCESS_HASH: "hash_check",
+    common_pb2.TASK_TYPE_CHECK_PROCESS_HASH: "process_filter",
     common_pb2.TASK_TYPE_MONITOR_PROCESS_TREE: "process_filter",
     common_pb2.TASK_TYPE_VERIFY_EXECUTABLE: "hash_check",
     common_pb2.TASK_TYPE_MONITOR_NETWORK_CONNECTIONS: "network_filter",
@@ -94,7 +94,7 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
             )
         return ipc_pb2.CapabilityResponse(
             negotiation_success=True,
-            capabilities=self._capabilities(),
+            capabilities=self._capabilities(request.requested_domains),
             server_version=self._version,
             protocol_version=PROTOCOL_VERSION,
             collector_id=self._collector_id,
@@ -123,8 +123,9 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
         self._running_count += 1
         outcome = "failed"
         try:
-            async for chunk in self._run(source, request.task):
-                yield chunk
+            async with aclosing(self._run(source, request.task)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
             outcome = "ok"
         finally:
             self._running_count -= 1
@@ -142,13 +143,17 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
 
     async def _run(
         self, source: TaskSource, task: ipc_pb2.DetectionTask
-    ) -> AsyncIterator[pb.ExecuteTaskResponse]:
+    ) -> AsyncGenerator[pb.ExecuteTaskResponse, None]:
         report = TaskReport()
         writer = ChunkWriter(task.task_id)
         records = source.execute(task, report)
-        async with aclosing(write_chunks(records, writer)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                yield chunk
+        try:
+            async with aclosing(write_chunks(records, writer)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            if isinstance(records, AsyncGenerator):  # what it opened is closed before we answer
+                await records.aclose()
         last = writer.finish()
         last.completeness.CopyFrom(to_completeness(merge_degradations(report.degradations)))
         yield last
@@ -178,8 +183,12 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
                 )
         return source
 
-    def _capabilities(self) -> ipc_pb2.CollectionCapabilities:
-        caps = [source.caps for source in self._sources]
+    def _capabilities(self, requested: Sequence[int]) -> ipc_pb2.CollectionCapabilities:
+        caps = [
+            source.caps
+            for source in self._sources
+            if not requested or source.caps.domain in requested
+        ]
         return ipc_pb2.CollectionCapabilities(
             supported_domains=sorted({one.domain for one in caps}),
             advanced=ipc_pb2.AdvancedCapabilities(

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc.aio
@@ -80,7 +81,7 @@ class BusSubscriber:
         self.is_connected = False
         """Whether the subscription stands right now."""
 
-    async def items(self) -> AsyncIterator[Opened | Delivery | Gap]:
+    async def items(self) -> AsyncGenerator[Opened | Delivery | Gap, None]:
         """Yields what the broker tells, over any number of connections, until closed.
 
         Raises:
@@ -90,8 +91,9 @@ class BusSubscriber:
         while True:
             await keep_trying("reach the broker", lambda: negotiate_version(self._channel))
             try:
-                async for item in self._session():
-                    yield item
+                async with aclosing(self._session()) as session:
+                    async for item in session:
+                        yield item
             except grpc.aio.AioRpcError as error:
                 known = from_rpc_error(error)
                 if isinstance(known, PermissionDeniedError | InvalidRequestError):
@@ -101,7 +103,7 @@ class BusSubscriber:
                 log.warning("subscription lost: %s", explain(error))
             await pause()
 
-    async def _session(self) -> AsyncIterator[Opened | Delivery | Gap]:
+    async def _session(self) -> AsyncGenerator[Opened | Delivery | Gap, None]:
         stub: eventbus_service_pb2_grpc.EventBusServiceAsyncStub
         stub = eventbus_service_pb2_grpc.EventBusServiceStub(self._channel)
         done = asyncio.Event()
@@ -144,8 +146,12 @@ def _to_item(
         case "batch":
             return Delivery(response.batch.messages)
         case "gap":
-            number = response.gap.reason
-            reason = eventbus_service_pb2.GapReason.Name(number).removeprefix("GAP_REASON_")
-            return Gap(response.gap.dropped_count, reason.lower())
+            return Gap(response.gap.dropped_count, _reason_of(response.gap))
         case _:
             return None  # an item of a newer broker
+
+
+def _reason_of(gap: eventbus_service_pb2.GapMarker) -> str:
+    known = eventbus_service_pb2.GapReason.values()
+    number = gap.reason if gap.reason in known else eventbus_service_pb2.GAP_REASON_UNSPECIFIED
+    return eventbus_service_pb2.GapReason.Name(number).removeprefix("GAP_REASON_").lower()

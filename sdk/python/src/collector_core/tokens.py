@@ -20,7 +20,8 @@ __all__ = ["TokenKeeper"]
 
 ISSUE_TIMEOUT_S = 5.0
 RENEW_SHARE = 0.6
-MIN_RENEW_DELAY_S = 1.0
+MIN_RENEW_DELAY_S = 0.5
+"""Less than two thirds of the shortest token, which lives for a second."""
 
 log = logging.getLogger("daemoneye.tokens")
 

@@ -82,7 +82,7 @@ class _BearerPlugin(grpc.AuthMetadataPlugin):
         try:
             metadata = (("authorization", f"Bearer {self._token_source()}"),)
         except DaemoneyeError as error:
-            log.warning("no token for a call: %s", error.message)
+            log.debug("no token for a call: %s", error.message)
             callback((), error)
             return
         callback(metadata, None)

@@ -50,11 +50,10 @@ def wrap_handler(handler: Any, around: Around, details: grpc.HandlerCallDetails)
 
     def stream(inner: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with around(context, details):
-                # Closed here, not by the garbage collector, when the peer leaves in between.
-                async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
-                        yield response
+            # Closed here, not by the garbage collector, when the peer leaves in between.
+            async with around(context, details), aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
         return call
 

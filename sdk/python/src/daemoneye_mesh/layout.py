@@ -88,6 +88,7 @@ class RuntimeLayout:
 
         Raises:
             InvalidConfigError: the path is none of this layout.
+            InvalidIdentityError: it is named after no possible collector.
         """
         if socket == self.eventbus_socket:
             return self.broker

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemoneye_mesh.configuration import setting
+from daemoneye_mesh.configuration import EXIT_REFUSED, setting
 from daemoneye_mesh.directories import RUNTIME_DIR_VARIABLE, locate_runtime_dir
 from daemoneye_mesh.error_interceptor import unwrap
-from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.errors import DaemoneyeError, InvalidConfigError
 from daemoneye_mesh.layout import DEFAULT_TRUST_DOMAIN, RuntimeLayout
 from daemoneye_mesh.lifecycle import StopRequest, watch_signals
 from daemoneye_mesh.logs import LEVELS, LogStyle, configure_logs
@@ -83,7 +83,7 @@ def run_process(
             log.critical("%s failed", name, exc_info=error)
             return EXIT_FAILED
         log.critical("%s cannot go on: %s", name, cause.message, extra={"reason": cause.reason})
-        return EXIT_FAILED
+        return EXIT_REFUSED if isinstance(cause, InvalidConfigError) else EXIT_FAILED
     log.info("%s stopped", name)
     return 0
 

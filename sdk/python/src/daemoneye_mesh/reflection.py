@@ -53,7 +53,8 @@ def _rename(file: descriptor_pb2.FileDescriptorProto) -> descriptor_pb2.FileDesc
     file.package = "grpc.reflection.v1"
     for message in file.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(old, new)
+            if field.type_name:  # scalars have none, and setting it would say they had
+                field.type_name = field.type_name.replace(old, new)
     for service in file.service:
         for method in service.method:
             method.input_type = method.input_type.replace(old, new)

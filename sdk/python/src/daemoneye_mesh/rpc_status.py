@@ -17,6 +17,11 @@ __all__ = ["ERROR_DOMAIN", "from_detail", "from_rpc_error", "to_detail", "to_sta
 
 ERROR_DOMAIN = "daemoneye"
 
+_MAX_MESSAGE_CHARS = 1_024
+_MAX_METADATA_CHARS = 256
+_MAX_METADATA_ENTRIES = 16
+"""A status travels in trailing metadata, of which gRPC takes 8 KiB and drops the call otherwise."""
+
 _CLASSES: dict[int, type[DaemoneyeError]] = {
     cls.code: cls
     for cls in (
@@ -38,12 +43,16 @@ _CLASSES: dict[int, type[DaemoneyeError]] = {
 
 def to_status(error: DaemoneyeError) -> grpc.Status:
     """Returns the status that carries ``error`` with its reason and metadata."""
+    entries = list(error.metadata.items())[:_MAX_METADATA_ENTRIES]
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
+        reason=error.reason,
+        domain=ERROR_DOMAIN,
+        metadata={key: _fit(value, _MAX_METADATA_CHARS) for key, value in entries},
     )
     detail = any_pb2.Any()
     detail.Pack(info)
-    status = status_pb2.Status(code=error.code.value, message=error.message, details=[detail])
+    message = _fit(error.message, _MAX_MESSAGE_CHARS)
+    status = status_pb2.Status(code=error.code.value, message=message, details=[detail])
     return rpc_status.to_status(status)
 
 
@@ -66,8 +75,8 @@ def to_detail(error: DaemoneyeError) -> error_pb2.ErrorDetail:
     return error_pb2.ErrorDetail(
         code=error.code.value,
         reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
-        message=error.message,
-        metadata=error.metadata,
+        message=_fit(error.message, _MAX_MESSAGE_CHARS),
+        metadata={key: _fit(value, _MAX_METADATA_CHARS) for key, value in error.metadata.items()},
     )
 
 
@@ -78,6 +87,12 @@ def from_detail(detail: error_pb2.ErrorDetail) -> DaemoneyeError:
     number = detail.reason if detail.reason in known else error_pb2.ERROR_REASON_UNSPECIFIED
     reason = error_pb2.ErrorReason.Name(number).removeprefix("ERROR_REASON_")
     return _build(cls, detail.message, reason, dict(detail.metadata))
+
+
+def _fit(text: str, limit_chars: int) -> str:
+    """Returns ``text`` as a status can carry it: bounded, and without lone surrogates of a path."""
+    cut = text if len(text) <= limit_chars else text[: limit_chars - 3] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _build(

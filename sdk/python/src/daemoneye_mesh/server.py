@@ -104,7 +104,8 @@ class MeshServer:
             self._bind()
             await self._server.start()
         except BaseException:
-            self._claim.release()
+            self.path.unlink(missing_ok=True)  # a server that never started leaves it
+            self._release()
             raise
         log.info("listening on %s", self.path)
 
@@ -114,19 +115,27 @@ class MeshServer:
             await self.health.set_serving(service, is_serving)
 
     async def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
-        """Stops in order: health, long streams, calls in flight for at most ``grace_s``, path."""
+        """Stops in order: health, long streams, calls in flight for at most ``grace_s``, path.
+
+        A drain that was cancelled, or takes too long, may be followed by one with less grace.
+        """
         if self._claim is None:
             return
         await self.health.drain()
+        hooks, self._drain_hooks = self._drain_hooks, []
         try:
             async with asyncio.TaskGroup() as group:
-                for hook in self._drain_hooks:
+                for hook in hooks:
                     group.create_task(_run(hook))
         finally:
             await self._server.stop(grace_s)
+            self._release()
+        log.info("stopped listening on %s", self.path)
+
+    def _release(self) -> None:
+        if self._claim is not None:
             self._claim.release()
             self._claim = None
-        log.info("stopped listening on %s", self.path)
 
     def _bind(self) -> None:
         with restrict_umask(SOCKET_MODE):

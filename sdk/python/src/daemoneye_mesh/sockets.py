@@ -67,7 +67,9 @@ def check_socket_path(path: Path) -> Path:
 
 def socket_target(path: Path) -> str:
     """Returns the gRPC target of ``path``; gRPC decodes percent signs, so they are encoded."""
-    return "unix:" + str(check_socket_path(path)).replace("%", "%25")
+    # POSIX keeps two leading slashes; to gRPC they would begin a host name.
+    text = "/" + str(check_socket_path(path)).lstrip("/")
+    return "unix:" + text.replace("%", "%25")
 
 
 @contextmanager
@@ -102,7 +104,7 @@ class SocketClaim:
             raise
 
     def release(self) -> None:
-        """Gives the path back and removes the lock file and what is left of the socket."""
+        """Gives the path back and removes the lock file; the socket is its server's to remove."""
         if self._lock_fd < 0:
             return
         self._lock_path.unlink(missing_ok=True)
