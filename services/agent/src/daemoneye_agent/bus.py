@@ -1,0 +1,80 @@
+"""The agent on the event bus: hears events, says alerts.
+
+Alerts go out through a bounded outbox; they are stored before, so one that does not fit is counted,
+logged and still found by ``ListAlerts``.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import grpc.aio
+
+from collector_core.outbox import Outbox
+from collector_core.publisher import BusPublisher
+from collector_core.subscriber import BusSubscriber, Delivery, Gap, Opened
+from daemoneye.eventbus.v1 import eventbus_pb2
+from daemoneye_agent.pipeline import Pipeline
+
+__all__ = ["EVENT_PATTERN", "AgentBus"]
+
+EVENT_PATTERN = "events.process.#"
+QUEUE_MESSAGES = 200_000
+MAX_WAITING_ALERTS = 10_000
+MAX_WAITING_BYTES = 32 << 20
+
+log = logging.getLogger("daemoneye.bus")
+
+
+class AgentBus:
+    """One subscription and one publisher over one channel.
+
+    Args:
+        channel: channel to the broker.
+        wall_ns: wall clock, for display.
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, wall_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._subscriber = BusSubscriber(channel, "agent", [EVENT_PATTERN], QUEUE_MESSAGES)
+        self._outbox = Outbox(MAX_WAITING_ALERTS, MAX_WAITING_BYTES)
+        self.publisher = BusPublisher(channel, self._outbox)
+        self._wall_ns = wall_ns
+        self._since_ns = 0
+        self.unpublished_count = 0
+        """Alerts that found the outbox full."""
+        self.gap_count = 0
+        """Messages that the broker dropped for us."""
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether events arrive."""
+        return self._subscriber.is_connected
+
+    @property
+    def since_ns(self) -> int:
+        """Since when events arrive; 0 while they do not."""
+        return self._since_ns if self.is_subscribed else 0
+
+    def publish(self, message: eventbus_pb2.EventBusMessage) -> None:
+        """Queues an alert for the bus."""
+        if not self._outbox.put_nowait(message.SerializeToString()):
+            self.unpublished_count += 1
+            log.error(
+                "alert %s is stored but not published: the bus does not take it",
+                message.metadata.topic,
+            )
+
+    async def run(self, pipeline: Pipeline) -> None:
+        """Takes everything that arrives through ``pipeline`` until cancelled."""
+        async for item in self._subscriber.items():
+            match item:
+                case Opened():
+                    self._since_ns = self._wall_ns()
+                    log.info("subscribed to %s", EVENT_PATTERN)
+                case Delivery(messages):
+                    await pipeline.process(messages)
+                case Gap(count, reason):
+                    self.gap_count += count
+                    log.error("the broker dropped %d events for us: %s", count, reason)

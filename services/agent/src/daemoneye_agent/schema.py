@@ -1,0 +1,153 @@
+"""The tables an operator and a rule may name: one source for store, validator, engine and documents.
+
+Invariant: a column that is not listed here is not queryable, and every listed column is filled by the
+event store (``process_events``, ``alerts``, ``event_losses``) or by a collector (``processes``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["TABLES", "Column", "ColumnType", "Table", "TableKind"]
+
+
+class ColumnType(StrEnum):
+    """SQLite storage class of a column."""
+
+    INTEGER = "INTEGER"
+    REAL = "REAL"
+    TEXT = "TEXT"
+
+
+class TableKind(StrEnum):
+    """Where the rows of a table come from."""
+
+    STORED = "stored"
+    """Rows are in the event store; rules over them run on each ingested batch."""
+    LIVE = "live"
+    """Rows are asked of a collector when the query runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One queryable column."""
+
+    name: str
+    type: ColumnType
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One queryable table."""
+
+    name: str
+    kind: TableKind
+    description: str
+    columns: tuple[Column, ...]
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """The names of the columns, in declared order."""
+        return tuple(column.name for column in self.columns)
+
+
+def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(name, ColumnType(kind), text) for name, kind, text in rows)
+
+
+PROCESS_COLUMNS = _columns(
+    ("pid", "INTEGER", "process id"),
+    ("ppid", "INTEGER", "parent process id; NULL when it could not be read"),
+    ("boot_id", "TEXT", "boot of the host; (boot_id, pid, start_ticks) identifies a process"),
+    ("start_ticks", "INTEGER", "start time in clock ticks since boot"),
+    ("start_time_ns", "INTEGER", "start time in nanoseconds since the Unix epoch"),
+    ("name", "TEXT", "command name of the kernel (comm), at most 15 bytes"),
+    ("exe", "TEXT", "executable path, without the ' (deleted)' mark; NULL when unreadable"),
+    ("cmdline", "TEXT", "arguments, quoted as a shell would and joined by a space"),
+    ("argv", "TEXT", "arguments as a JSON array of strings"),
+    ("cwd", "TEXT", "working directory"),
+    ("uid", "INTEGER", "real user id"),
+    ("euid", "INTEGER", "effective user id"),
+    ("gid", "INTEGER", "real group id"),
+    ("egid", "INTEGER", "effective group id"),
+    ("login_uid", "INTEGER", "user id of the login session; NULL when there is none"),
+    ("user_name", "TEXT", "name of the real user id on the host"),
+    ("session_id", "INTEGER", "session id"),
+    ("process_group_id", "INTEGER", "process group id"),
+    ("tty", "TEXT", "controlling terminal, such as pts/0"),
+    ("state", "TEXT", "one letter of proc(5): R, S, D, Z, T, t, I, X"),
+    ("thread_count", "INTEGER", "number of threads"),
+    ("fd_count", "INTEGER", "number of open descriptors; NULL when unreadable"),
+    ("cpu_time_ms", "INTEGER", "user and system CPU time in milliseconds"),
+    ("memory_bytes", "INTEGER", "resident memory in bytes"),
+    ("cgroup", "TEXT", "path in the unified cgroup hierarchy"),
+    ("container_id", "TEXT", "container id taken from the cgroup path"),
+    ("exe_deleted", "INTEGER", "1 when the executable is no longer on disk"),
+    ("exe_memfd", "INTEGER", "1 when the executable exists in memory only (memfd)"),
+    ("kernel_thread", "INTEGER", "1 for a kernel thread"),
+    ("missing_fields", "TEXT", "columns that could not be read, joined by a comma"),
+)
+
+_EVENT_HEAD = _columns(
+    ("event_id", "INTEGER", "row id in the event store, rising in order of arrival"),
+    ("source_id", "TEXT", "collector that saw it"),
+    ("source_epoch", "INTEGER", "life of the collector's sequence"),
+    ("source_sequence", "INTEGER", "gapless number within the epoch"),
+    ("time_ns", "INTEGER", "when the collector saw it, nanoseconds since the Unix epoch"),
+    ("time", "TEXT", "the same in ISO 8601, UTC"),
+    ("kind", "TEXT", "inventory, start, exec, stop, modified, suspend or resume"),
+)
+
+_EVENT_TAIL = _columns(
+    ("parent_name", "TEXT", "command name of the parent; NULL when it is not known"),
+    ("parent_exe", "TEXT", "executable of the parent"),
+    ("parent_cmdline", "TEXT", "arguments of the parent, quoted and joined"),
+    ("previous_name", "TEXT", "exec and modified: command name before"),
+    ("previous_exe", "TEXT", "exec and modified: executable before"),
+    ("previous_cmdline", "TEXT", "exec and modified: arguments before"),
+    ("changed_fields", "TEXT", "modified: columns that changed, joined by a comma"),
+    ("exit_code", "INTEGER", "stop: exit status; NULL when it was not seen"),
+)
+
+_ALERT_COLUMNS = _columns(
+    ("alert_id", "TEXT", "unique id"),
+    ("rule_id", "TEXT", "rule that raised it"),
+    ("severity", "TEXT", "info, low, medium, high or critical"),
+    ("title", "TEXT", "title of the rule"),
+    ("description", "TEXT", "what was seen"),
+    ("dedup_key", "TEXT", "alerts with an equal key are one alert with a higher count"),
+    ("count", "INTEGER", "how often it was seen"),
+    ("first_seen_ns", "INTEGER", "first time, nanoseconds since the Unix epoch"),
+    ("last_seen_ns", "INTEGER", "latest time, nanoseconds since the Unix epoch"),
+    ("event_id", "INTEGER", "first event that matched"),
+    ("row", "TEXT", "the row the rule returned first, as JSON"),
+    ("completeness", "TEXT", "complete, or degraded with the reasons"),
+)
+
+_LOSS_COLUMNS = _columns(
+    ("loss_id", "INTEGER", "row id"),
+    ("source_id", "TEXT", "collector whose events are missing"),
+    ("source_epoch", "INTEGER", "epoch of the missing range"),
+    ("first_sequence", "INTEGER", "first missing sequence"),
+    ("last_sequence", "INTEGER", "last missing sequence"),
+    ("reason", "TEXT", "why they are missing, as far as it is known"),
+    ("recorded_ns", "INTEGER", "when the agent noticed, nanoseconds since the Unix epoch"),
+)
+
+
+def _index(*tables: Table) -> Mapping[str, Table]:
+    return {table.name: table for table in tables}
+
+
+TABLES: Mapping[str, Table] = _index(
+    Table(
+        "process_events",
+        TableKind.STORED,
+        "what happened to processes, one row an event",
+        _EVENT_HEAD + PROCESS_COLUMNS + _EVENT_TAIL,
+    ),
+    Table("alerts", TableKind.STORED, "alerts raised by rules", _ALERT_COLUMNS),
+    Table("event_losses", TableKind.STORED, "ranges of events that never arrived", _LOSS_COLUMNS),
+    Table("processes", TableKind.LIVE, "the processes that run right now", PROCESS_COLUMNS),
+)
