@@ -241,7 +241,7 @@ def test_connection_refuses_what_the_validator_would_not_let_through(
             ErrorReason.SQL_INVALID,
             "look-around",
         ),
-        ("SELECT instr(name) FROM process_events", ErrorReason.SQL_INVALID, "arguments"),
+        ("SELECT octet_length(1, 2) FROM process_events", ErrorReason.SQL_INVALID, "arguments"),
         ("SELECT json_extract('{', '$.a') AS x", ErrorReason.SQL_INVALID, "JSON"),
         ("SELECT CAST(x'ff' AS TEXT) AS x", ErrorReason.SQL_INVALID, "hex"),
         ("SELECT pid AS p, p + 1 FROM process_events", ErrorReason.COLUMN_UNKNOWN, "'p'"),
@@ -253,6 +253,32 @@ def test_run_explains_what_only_sqlite_finds(
     with pytest.raises(DaemoneyeError, match=words) as caught:
         list(runner.run(validate(sql)))
     assert caught.value.reason is reason
+
+
+def nested(levels: int) -> str:
+    inner = "1"
+    for _ in range(levels):
+        inner = f"(SELECT max(pid) FROM process_events WHERE pid = {inner})"
+    return f"SELECT {inner} AS x"
+
+
+def test_run_refuses_a_query_that_would_explode_over_the_partitions(
+    runner: QueryRunner, small_runner: QueryRunner
+) -> None:
+    assert rows_of(runner, nested(1)) == [(1,)]
+    assert rows_of(small_runner, nested(3)) == [(1,)]
+    with pytest.raises(InvalidSqlError, match="361 partitions") as caught:
+        rows_of(runner, nested(3))
+    assert caught.value.reason is ErrorReason.SQL_FORBIDDEN
+    assert rows_of(runner, "SELECT 1") == [(1,)]
+
+
+def test_run_allows_a_join_where_nesting_is_too_much(runner: QueryRunner) -> None:
+    sql = (
+        "SELECT count(*) FROM process_events e"
+        " JOIN (SELECT DISTINCT pid FROM process_events WHERE pid < 5) f ON f.pid = e.pid"
+    )
+    assert rows_of(runner, sql) == [(5,)]
 
 
 def test_run_bounds_the_size_of_one_value(runner: QueryRunner) -> None:

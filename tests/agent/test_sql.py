@@ -63,6 +63,9 @@ FORBIDDEN = [
     "SELECT " + "NOT " * 5_000 + "1",
     "SELECT 1 FROM " + ", ".join(f"processes AS p{n}" for n in range(17)),
     " UNION ALL ".join(["SELECT 1"] * 17),
+    "WITH c0 AS (SELECT pid FROM processes)"
+    + "".join(f", c{n} AS (SELECT a.pid FROM c{n - 1} a, c{n - 1} b)" for n in range(1, 8))
+    + " SELECT pid FROM c7",
     "SELECT '" + "x" * 33_000 + "'",
 ]
 
@@ -70,6 +73,7 @@ INVALID = [
     "",
     "   -- nothing\n",
     "SELECT",
+    "SELECT FROM processes",
     "SELECT pid FROM processes WHERE",
     "SELECT pid FROM processes WHERE name = 'open",
     'SELECT "open FROM processes',

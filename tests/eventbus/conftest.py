@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye.eventbus.v1.eventbus_service_pb2_grpc import EventBusServiceStub
 from daemoneye_eventbus.app import build_server
-from daemoneye_eventbus.config import EventBusConfig
+from daemoneye_eventbus.config import EventBusSettings
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.layout import RuntimeLayout
@@ -26,7 +26,7 @@ class RunningBus:
         self.layout = layout
         self._issuer = TokenIssuer(ec.generate_private_key(ec.SECP256R1()), layout.trust_domain)
         write_trust_bundle(layout.trust_bundle, [self._issuer.public_key])
-        self.server = build_server(layout, EventBusConfig(max_subscriptions=3))
+        self.server = build_server(layout, EventBusSettings(max_subscriptions=3))
         self._channels: list[grpc.aio.Channel] = []
 
     def channel_of(self, identity: Identity, domains: Iterable[str] = ()) -> grpc.aio.Channel:

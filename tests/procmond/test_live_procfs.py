@@ -100,9 +100,12 @@ def test_scanner_follows_a_real_child_from_start_to_stop(spawn: Spawn) -> None:
     child.stdin.write(b"\n")
     child.stdin.flush()
     executed = watch.until(child.pid, EventKind.EXEC)
+    previous = executed.previous
+    if executed.record.argv is None:  # met in the middle of the exec
+        executed = watch.until(child.pid, EventKind.MODIFIED)
     assert (executed.record.name, executed.record.argv) == ("sleep", ("sleep", "60"))
-    assert executed.previous is not None
-    assert executed.previous.argv == started.record.argv
+    assert previous is not None
+    assert previous.argv == started.record.argv
     child.send_signal(signal.SIGSTOP)
     assert watch.until(child.pid, EventKind.SUSPEND).record.state == "T"
     child.send_signal(signal.SIGCONT)
@@ -112,7 +115,8 @@ def test_scanner_follows_a_real_child_from_start_to_stop(spawn: Spawn) -> None:
     assert (stopped.record.name, stopped.exit_code) == ("sleep", -signal.SIGTERM)
     child.wait()
     watch.scan()
-    assert watch.kinds_of(child.pid) == ["start", "exec", "suspend", "resume", "stop"]
+    kinds = [kind for kind in watch.kinds_of(child.pid) if kind != "modified"]
+    assert kinds == ["start", "exec", "suspend", "resume", "stop"]
 
 
 def test_scanner_notices_that_a_running_executable_is_deleted(spawn: Spawn, tmp_path: Path) -> None:

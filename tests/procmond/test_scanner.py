@@ -157,6 +157,19 @@ def test_scan_tells_the_arguments_later_when_an_exec_takes_long(
     assert completed.changed_fields == ("argv", "cmdline")
 
 
+def test_scan_tells_an_exec_before_the_kernel_has_set_the_name(
+    scanner: Scanner, proc_tree: Any
+) -> None:
+    proc_tree.add(5)
+    scanner.scan()
+    proc_tree.add(5, **{**FORMING, "comm": b"sh"})
+    assert kinds(scanner.scan()) == [("exec", 5)]
+    proc_tree.add(5, **FORMED)
+    (completed,) = scanner.scan().events
+    assert (completed.kind.value, completed.record.name) == ("modified", "nc")
+    assert completed.changed_fields == ("name", "argv", "cmdline")
+
+
 def test_scan_believes_in_empty_arguments_where_the_image_is_hidden(
     scanner: Scanner, proc_tree: Any, reader: Any
 ) -> None:

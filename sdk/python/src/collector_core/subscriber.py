@@ -7,13 +7,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from collector_core.publisher import negotiate_version
 from collector_core.reconnect import explain, keep_trying, pause
 from daemoneye.eventbus.v1 import (
     eventbus_pb2,
     eventbus_service_pb2,
-    eventbus_service_pb2_grpc,
+    frame_pb2,
     subscription_pb2,
 )
 from daemoneye_mesh.errors import DaemoneyeError, InvalidRequestError, PermissionDeniedError
@@ -25,6 +26,8 @@ __all__ = ["BusSubscriber", "Delivery", "Gap", "Opened"]
 Call = grpc.aio.StreamStreamCall[
     eventbus_service_pb2.SubscribeRequest, eventbus_service_pb2.SubscribeResponse
 ]
+
+_METHOD = "/daemoneye.eventbus.v1.EventBusService/Subscribe"
 
 log = logging.getLogger("daemoneye.subscriber")
 
@@ -42,6 +45,8 @@ class Delivery:
     """Messages in order."""
 
     messages: Sequence[eventbus_pb2.EventBusMessage]
+    undecodable_count: int = 0
+    """Messages left out because their payload is no valid protobuf: the broker checks envelopes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,12 @@ class BusSubscriber:
             await pause()
 
     async def _session(self) -> AsyncGenerator[Opened | Delivery | Gap, None]:
-        stub: eventbus_service_pb2_grpc.EventBusServiceAsyncStub
-        stub = eventbus_service_pb2_grpc.EventBusServiceStub(self._channel)
         done = asyncio.Event()
-        call = stub.Subscribe(self._requests(done))
+        call = self._channel.stream_stream(
+            _METHOD,
+            request_serializer=eventbus_service_pb2.SubscribeRequest.SerializeToString,
+            response_deserializer=frame_pb2.SubscribeFrames.FromString,
+        )(self._requests(done))
         try:
             async for response in call:
                 if (item := _to_item(response)) is not None:
@@ -137,14 +144,24 @@ class BusSubscriber:
         await done.wait()
 
 
+def _decode(frames: Sequence[bytes]) -> Delivery:
+    messages: list[eventbus_pb2.EventBusMessage] = []
+    for frame in frames:
+        try:
+            messages.append(eventbus_pb2.EventBusMessage.FromString(frame))
+        except DecodeError:
+            log.error("a message of %d bytes is no EventBusMessage; left out", len(frame))
+    return Delivery(messages, len(frames) - len(messages))
+
+
 def _to_item(
-    response: eventbus_service_pb2.SubscribeResponse,
+    response: frame_pb2.SubscribeFrames,
 ) -> Opened | Delivery | Gap | None:
     match response.WhichOneof("item"):
         case "opened":
             return Opened(response.opened.broker_epoch)
         case "batch":
-            return Delivery(response.batch.messages)
+            return _decode(response.batch.messages)
         case "gap":
             return Gap(response.gap.dropped_count, _reason_of(response.gap))
         case _:

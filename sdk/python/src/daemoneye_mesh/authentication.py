@@ -110,7 +110,8 @@ def find_token(details: grpc.HandlerCallDetails) -> str:
     if not values:
         raise UnauthenticatedError(
             f"{details.method} needs a token; send the metadata "
-            "'authorization: Bearer <token>' (grpcurl -H 'authorization: Bearer '$(cat FILE))",
+            "'authorization: Bearer <token>', with grpcurl: TOKEN=$(cat FILE) grpcurl "
+            "-expand-headers -H 'authorization: Bearer ${TOKEN}'",
             reason=ErrorReason.TOKEN_MISSING,
             method=details.method,
         )

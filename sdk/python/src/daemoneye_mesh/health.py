@@ -1,4 +1,4 @@
-"""grpc.health.v1 with Check, List and a Watch that ends when the server drains.
+"""grpc.health.v1 with a Watch that ends when the server drains.
 
 grpcio's own servicer leaves ``Watch`` streams open on shutdown, so a stopping server waits out its
 whole grace; this one ends them after the last status.
@@ -52,19 +52,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         status = self._statuses.get(request.service)
         if status is None:
             raise NotFoundError(
-                f"no service {request.service!r} here; ask List for the names",
+                f"no service {request.service!r} here; ask reflection for the names",
                 service=request.service,
             )
         return health_pb2.HealthCheckResponse(status=status)
-
-    async def List(self, request: Any, context: Any) -> Any:
-        """Answers the status of every service."""
-        return health_pb2.HealthListResponse(  # type: ignore[attr-defined] # stubs lag behind
-            statuses={
-                name: health_pb2.HealthCheckResponse(status=status)
-                for name, status in self._statuses.items()
-            }
-        )
 
     async def Watch(
         self, request: Any, context: Any

@@ -17,10 +17,10 @@ __all__ = ["ERROR_DOMAIN", "from_detail", "from_rpc_error", "to_detail", "to_sta
 
 ERROR_DOMAIN = "daemoneye"
 
-_MAX_MESSAGE_CHARS = 1_024
-_MAX_METADATA_CHARS = 256
-_MAX_METADATA_ENTRIES = 16
-"""A status travels in trailing metadata, of which gRPC takes 8 KiB and drops the call otherwise."""
+_MAX_MESSAGE_BYTES = 1_024
+_MAX_VALUE_BYTES = 256
+_MAX_METADATA_BYTES = 2_048
+"""A status travels in trailing metadata, message percent-encoded: gRPC may drop it from 8 KiB on."""
 
 _CLASSES: dict[int, type[DaemoneyeError]] = {
     cls.code: cls
@@ -43,15 +43,12 @@ _CLASSES: dict[int, type[DaemoneyeError]] = {
 
 def to_status(error: DaemoneyeError) -> grpc.Status:
     """Returns the status that carries ``error`` with its reason and metadata."""
-    entries = list(error.metadata.items())[:_MAX_METADATA_ENTRIES]
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason,
-        domain=ERROR_DOMAIN,
-        metadata={key: _fit(value, _MAX_METADATA_CHARS) for key, value in entries},
+        reason=error.reason, domain=ERROR_DOMAIN, metadata=_fit_all(error.metadata)
     )
     detail = any_pb2.Any()
     detail.Pack(info)
-    message = _fit(error.message, _MAX_MESSAGE_CHARS)
+    message = _fit(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=error.code.value, message=message, details=[detail])
     return rpc_status.to_status(status)
 
@@ -75,8 +72,8 @@ def to_detail(error: DaemoneyeError) -> error_pb2.ErrorDetail:
     return error_pb2.ErrorDetail(
         code=error.code.value,
         reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
-        message=_fit(error.message, _MAX_MESSAGE_CHARS),
-        metadata={key: _fit(value, _MAX_METADATA_CHARS) for key, value in error.metadata.items()},
+        message=_fit(error.message, _MAX_MESSAGE_BYTES),
+        metadata=_fit_all(error.metadata),
     )
 
 
@@ -89,10 +86,24 @@ def from_detail(detail: error_pb2.ErrorDetail) -> DaemoneyeError:
     return _build(cls, detail.message, reason, dict(detail.metadata))
 
 
-def _fit(text: str, limit_chars: int) -> str:
+def _fit(text: str, limit_bytes: int) -> str:
     """Returns ``text`` as a status can carry it: bounded, and without lone surrogates of a path."""
-    cut = text if len(text) <= limit_chars else text[: limit_chars - 3] + "..."
-    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
+    encoded = text.encode("utf-8", "backslashreplace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode("utf-8")
+    return encoded[: limit_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+def _fit_all(metadata: dict[str, str]) -> dict[str, str]:
+    fitting: dict[str, str] = {}
+    left_bytes = _MAX_METADATA_BYTES
+    for key, value in metadata.items():
+        text = _fit(value, _MAX_VALUE_BYTES)
+        left_bytes -= len(key) + len(text.encode())
+        if left_bytes < 0:
+            break
+        fitting[key] = text
+    return fitting
 
 
 def _build(

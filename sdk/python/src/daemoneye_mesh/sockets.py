@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from daemoneye_mesh.directories import prepare_directory
 from daemoneye_mesh.errors import ErrorReason, InvalidConfigError, PreconditionError
@@ -66,10 +67,10 @@ def check_socket_path(path: Path) -> Path:
 
 
 def socket_target(path: Path) -> str:
-    """Returns the gRPC target of ``path``; gRPC decodes percent signs, so they are encoded."""
+    """Returns the gRPC target of ``path``, encoded as the URI that gRPC's clients read it as."""
     # POSIX keeps two leading slashes; to gRPC they would begin a host name.
     text = "/" + str(check_socket_path(path)).lstrip("/")
-    return "unix:" + text.replace("%", "%25")
+    return "unix:" + quote(os.fsencode(text))
 
 
 @contextmanager

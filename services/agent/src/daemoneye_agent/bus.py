@@ -73,8 +73,8 @@ class AgentBus:
                 case Opened():
                     self._since_ns = self._wall_ns()
                     log.info("subscribed to %s", EVENT_PATTERN)
-                case Delivery(messages):
-                    await pipeline.process(messages)
+                case Delivery(messages, undecodable_count):
+                    await pipeline.process(messages, undecodable_count)
                 case Gap(count, reason):
                     self.gap_count += count
                     log.error("the broker dropped %d events for us: %s", count, reason)

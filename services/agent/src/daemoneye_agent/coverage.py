@@ -42,7 +42,7 @@ class Coverage:
 
     def note_lost(self, event_count: int) -> None:
         """Takes over how many events are known to be missing from the store."""
-        message = f"{event_count} events never arrived; SELECT * FROM event_losses has the ranges"
+        message = f"{event_count} events never arrived; the table event_losses has the ranges"
         self._lost = (
             Degradation(DegradedReason.EVENTS_LOST, "event store", message) if event_count else None
         )

@@ -77,9 +77,18 @@ class Pipeline:
         self.refused: Counter[str] = Counter()
         """Messages that could not be used, by reason."""
 
-    async def process(self, messages: Sequence[eventbus_pb2.EventBusMessage]) -> None:
-        """Takes one batch through; returns when its alerts are on their way."""
-        self.counters.received += len(messages)
+    async def process(
+        self, messages: Sequence[eventbus_pb2.EventBusMessage], undecodable_count: int = 0
+    ) -> None:
+        """Takes one batch through; returns when its alerts are on their way.
+
+        Args:
+            messages: the batch.
+            undecodable_count: further messages of it that were no messages.
+        """
+        self.counters.received += len(messages) + undecodable_count
+        if undecodable_count:
+            self.refused["undecodable"] += undecodable_count
         degradations = self._coverage.of_events()
         outcome = await self._store.run(self._process_batch, messages, degradations)
         self._count(outcome)

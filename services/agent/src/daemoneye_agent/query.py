@@ -41,6 +41,8 @@ __all__ = [
 
 _PATTERNS = 64
 _CLOSE_TIMEOUT_S = 5.0
+_COUNT_PARTITIONS = """SELECT count(*) FROM sqlite_schema
+    WHERE type = 'table' AND name GLOB 'process_events_[0-9]*'"""
 _CACHE_KIB = 8_192
 _VALUE_BYTES = 8
 
@@ -126,12 +128,18 @@ class QueryRunner:
         ``limits`` take the place of the runner's own for this query.
 
         Raises:
-            InvalidSqlError: a parameter has no value, is not in the query or has a wrong type.
+            InvalidSqlError: a parameter has no value, is not in the query or has a wrong type, or
+                the query would grow too large over the partitions there are.
             OverloadedError: another query still runs on this connection.
         """
         bindings = _bindings(query, parameters or {})
         if not self._slot.acquire(blocking=False):
             raise OverloadedError("another query runs on this connection; try again when it ended")
+        try:
+            query.check_expansion(self._partitions())
+        except BaseException:
+            self._slot.release()
+            raise
         self._authorizer.cte_names = query.cte_names
         for table in self._live:
             table.forget()
@@ -139,6 +147,15 @@ class QueryRunner:
         return QueryRun(
             self, query.sql, bindings, batch_rows, limits or self.limits, self._slot.release
         )
+
+    def _partitions(self) -> int:
+        self._authorizer.is_trusted = True
+        try:
+            return int(self.connection.execute(_COUNT_PARTITIONS).get)
+        except apsw.Error as error:
+            raise explain(error, _COUNT_PARTITIONS) from error
+        finally:
+            self._authorizer.is_trusted = False
 
     def close(self) -> None:
         """Close the connection; a query that still runs is stopped."""

@@ -6,13 +6,19 @@ in an allow-list. SQLite runs the original text, so ``sql_guard`` checks again f
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from daemoneye_agent.schema import TABLES, Table
+from daemoneye_agent.sql_expansion import (
+    MAX_EXPANDED_NODES,
+    Shape,
+    expanded_nodes,
+    shape_of,
+)
 from daemoneye_agent.sql_grammar import FUNCTIONS, NODES
 from daemoneye_agent.sql_scope import NameResolver, offset_of
 from daemoneye_agent.sql_text import InvalidSqlError, SqlText, location, refusal, scan, too_deep
@@ -41,6 +47,25 @@ class ValidatedQuery:
     """The result columns, in lower case."""
     cte_names: frozenset[str] = frozenset()
     """The names its WITH clauses define."""
+    shape: Shape = field(default_factory=lambda: Shape(0), compare=False, repr=False)
+    """What its size inside SQLite follows from."""
+
+    def check_expansion(self, partitions: int) -> None:
+        """Refuse a query that grows too large over this many partitions.
+
+        Raises:
+            InvalidSqlError: with reason ``SQL_FORBIDDEN``.
+        """
+        nodes = expanded_nodes(self.shape, partitions)
+        if nodes > MAX_EXPANDED_NODES:
+            raise InvalidSqlError(
+                f"the query nests process_events too deep for its {partitions} partitions; "
+                "put a JOIN in the place of a subquery or name each WITH once",
+                reason=ErrorReason.SQL_FORBIDDEN,
+                partitions=partitions,
+                nodes=nodes,
+                limit=MAX_EXPANDED_NODES,
+            )
 
 
 def validate(sql: str, tables: Mapping[str, Table] = TABLES) -> ValidatedQuery:
@@ -65,13 +90,16 @@ def _validate(text: SqlText, tables: Mapping[str, Table]) -> ValidatedQuery:
     _check_calls(text, query)
     if resolver.source_count > MAX_SOURCES:
         raise _too_many("tables and subqueries in FROM", resolver.source_count, MAX_SOURCES)
-    return ValidatedQuery(
+    validated = ValidatedQuery(
         sql=text.text,
         tables=frozenset(resolver.used_tables),
         parameters=text.parameters,
         columns=columns,
         cte_names=frozenset(resolver.cte_names),
+        shape=shape_of(query),
     )
+    validated.check_expansion(partitions=1)
+    return validated
 
 
 def _parse(text: SqlText) -> exp.Expr:

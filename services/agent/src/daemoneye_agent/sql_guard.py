@@ -103,7 +103,9 @@ class Authorizer:
         if not column and table in self.cte_names:
             return True
         partition = _PARTITION.fullmatch(table)
-        return partition is not None and partition["table"] in self._tables and bool(view)
+        # Named directly only where the planner copied the view and no column is used.
+        is_through_view = bool(view) or not column
+        return partition is not None and partition["table"] in self._tables and is_through_view
 
 
 class Deadline:
@@ -208,6 +210,11 @@ _SENTENCES: tuple[tuple[re.Pattern[str], str, ErrorReason], ...] = (
     (
         re.compile(r"Expression tree is too large.*"),
         "the query has too many conditions in one chain; use IN or a shorter query",
+        ErrorReason.SQL_FORBIDDEN,
+    ),
+    (
+        re.compile(r"too many .*|at most [0-9]+ tables in a join"),
+        "the query grows larger than SQLite takes; split it",
         ErrorReason.SQL_FORBIDDEN,
     ),
     (

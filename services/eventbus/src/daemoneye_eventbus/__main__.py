@@ -1,24 +1,21 @@
-"""Runs the broker: ``daemoneye-eventbus``, or ``python -m daemoneye_eventbus``."""
+"""Entry point of ``daemoneye-eventbus``."""
 
-import asyncio
 import sys
 
-from daemoneye_eventbus.app import run
-from daemoneye_eventbus.config import PROCESS, EventBusConfig
+from daemoneye_eventbus.app import serve
+from daemoneye_eventbus.config import EventBusSettings
 from daemoneye_mesh.configuration import parse_process_arguments
-from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.process import run_process
 
 
-def main() -> int:
-    """Returns the exit status: 0 after a drain, 1 when it cannot start, 2 for a bad setting."""
-    loaded = parse_process_arguments(EventBusConfig, PROCESS, description="the broker of the mesh")
-    try:
-        asyncio.run(run(loaded.value))
-    except DaemoneyeError as error:
-        sys.stderr.write(f"{PROCESS}: {error.message}\n")
-        return 1
-    return 0
+def main() -> None:
+    """Loads the settings and runs the broker."""
+    text = "The broker of the mesh: carries messages from publishers to subscribers."
+    settings = parse_process_arguments(
+        EventBusSettings, "daemoneye-eventbus", description=text
+    ).value
+    sys.exit(run_process("daemoneye-eventbus", settings, lambda stop: serve(settings, stop)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

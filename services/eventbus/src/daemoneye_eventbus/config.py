@@ -1,34 +1,19 @@
 """The settings of the broker."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from daemoneye_mesh.directories import RUNTIME_DIR_VARIABLE
+from daemoneye_mesh.configuration import setting
 from daemoneye_mesh.errors import InvalidConfigError
-from daemoneye_mesh.layout import DEFAULT_TRUST_DOMAIN
 from daemoneye_mesh.limits import MAX_MESSAGE_BYTES
-from daemoneye_mesh.logs import LEVELS, LogStyle
-from daemoneye_mesh.setting import setting
+from daemoneye_mesh.process import ProcessSettings
 
-__all__ = ["PROCESS", "EventBusConfig"]
-
-PROCESS = "daemoneye-eventbus"
+__all__ = ["EventBusSettings"]
 
 
-@dataclass(frozen=True, slots=True)
-class EventBusConfig:
-    """What an operator can set; see ``daemoneye-eventbus --help``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventBusSettings(ProcessSettings):
+    """Settings of ``daemoneye-eventbus``."""
 
-    runtime_dir: Path | None = setting(
-        None, help="directory of the sockets; found by rule when unset", env=RUNTIME_DIR_VARIABLE
-    )
-    trust_domain: str = setting(
-        DEFAULT_TRUST_DOMAIN,
-        help="trust domain of every identity",
-        env="DAEMONEYE_TRUST_DOMAIN",
-    )
-    log_level: str = setting("info", help="lowest level logged", choices=LEVELS)
-    log_style: LogStyle = setting(LogStyle.AUTO, help="how log lines look")
     max_subscriptions: int = setting(
         1_024, help="subscriptions open at a time", minimum=1, maximum=100_000
     )

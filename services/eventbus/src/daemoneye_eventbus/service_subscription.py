@@ -103,7 +103,7 @@ def encode_delivery(delivery: Batch | Gap) -> Message:
         return pb.SubscribeResponse(gap=gap)
     position = delivery.first_position + len(delivery.frames)
     batch = frame_pb2.MessageBatchFrames(messages=delivery.frames, position=position)
-    return frame_pb2.SubscribeBatchFrames(batch=batch)
+    return frame_pb2.SubscribeFrames(batch=batch)
 
 
 def raise_end(mailbox: Mailbox, end: Closed) -> NoReturn:

@@ -288,6 +288,12 @@ def _is_exec(entry: _Entry, reading: ProcessReading) -> bool:
     signature = reading.stat.signature
     if signature is not None and entry.signature is not None:
         return signature != entry.signature
+    if (
+        reading.is_forming
+        and entry.signature is not None
+        and "argv" in reading.record.missing_fields
+    ):
+        return True  # we may see the addresses, and the new image has none yet
     return reading.stat.comm != entry.stat.comm and any(
         getattr(entry.record, column) != getattr(reading.record, column)
         for column in ("argv", "exe")

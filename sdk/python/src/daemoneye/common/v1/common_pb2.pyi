@@ -10,8 +10,9 @@ a peer that does not know it skips it.
 Text. Names, paths and arguments are bytes to the kernel, text here:
 MUST-PROC-01: every text field MUST be valid UTF-8. A collector MUST write each byte that is not
 part of a valid UTF-8 sequence, and each NUL inside a value, as the four characters \\xNN with two
-lower-case hexadecimal digits, and MUST leave all other bytes, the backslash included, as they
-are. The escape is for reading and comparing and cannot be undone: identity never rests on it.
+lower-case hexadecimal digits; it MAY write the bytes of control characters (U+0001 to U+001F,
+U+007F to U+009F) likewise, and MUST leave everything else, the backslash included, as it is.
+The escape is for reading and comparing and cannot be undone: identity never rests on it.
 
 Time. start_time is in seconds, collection_time in milliseconds, fields ending in _ns in
 nanoseconds, all since the Unix epoch by the wall clock of the host.
@@ -218,8 +219,8 @@ class ProcessRecord(_message.Message):
     it MUST NOT send a zero or an empty text in its place.
     MUST-PROC-04: a collector MUST name in missing_fields every field that the process has and that
     it was not able to read.
-    MUST-PROC-05: a collector MUST bound every text and every list it copies from a process, and name
-    the fields it cut in truncated_fields.
+    MUST-PROC-05: after escaping, a text MUST take at most 4096 bytes and command_line at most 1024
+    arguments and 32 KiB in all; a collector MUST name the fields it cut in truncated_fields.
     MUST-PROC-06: executable_hash and hash_algorithm MUST be both present or both absent, and
     receivers MUST compare them as a pair.
     MUST-PROC-07: the fields of one record MUST belong to one process: a collector that finds the pid

@@ -939,7 +939,7 @@ class TriggerEventData(_message.Message):
     trigger_id: _builtins.str
     """Chosen by the sender, 1 to 128 bytes; the same when sent again, so that it is done once."""
     target_collector: _builtins.str
-    """Id of the collector that is asked, 1 to 128 bytes."""
+    """Id of the collector that is asked: 1 to 64 of [a-z0-9_-]."""
     priority: _builtins.int
     """1 low, 5 normal, 8 high, 10 critical; other values count as the next lower of these, 0 as low."""
     trigger_reason: _builtins.str

@@ -475,7 +475,7 @@ class MessageMetadata(_message.Message):
     with FEATURE_UNSUPPORTED.
     """
     source_id: _builtins.str
-    """Id of the publisher, the last part of its verified identity, 1 to 128 bytes."""
+    """Id of the publisher, the last part of its verified identity: 1 to 64 of [a-z0-9_-]."""
     target_id: _builtins.str
     """Id of the one component it is meant for; absent when it is for every subscriber. A hint to
     receivers, no access control.

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from daemoneye.eventbus.v1 import eventbus_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__pb2
+from daemoneye.eventbus.v1 import eventbus_service_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!daemoneye/eventbus/v1/frame.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\"!\n\rPublishFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"9\n\x13PublishStreamFrames\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x03(\x0c\"K\n\x0fMessageEnvelope\x12\x38\n\x08metadata\x18\x01 \x01(\x0b\x32&.daemoneye.eventbus.v1.MessageMetadata\"8\n\x12MessageBatchFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"P\n\x14SubscribeBatchFrames\x12\x38\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32).daemoneye.eventbus.v1.MessageBatchFramesBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!daemoneye/eventbus/v1/frame.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\x1a,daemoneye/eventbus/v1/eventbus_service.proto\"!\n\rPublishFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"9\n\x13PublishStreamFrames\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x03(\x0c\"K\n\x0fMessageEnvelope\x12\x38\n\x08metadata\x18\x01 \x01(\x0b\x32&.daemoneye.eventbus.v1.MessageMetadata\"8\n\x12MessageBatchFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"\xc3\x01\n\x0fSubscribeFrames\x12;\n\x06opened\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionOpenedH\x00\x12:\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32).daemoneye.eventbus.v1.MessageBatchFramesH\x00\x12/\n\x03gap\x18\x03 \x01(\x0b\x32 .daemoneye.eventbus.v1.GapMarkerH\x00\x42\x06\n\x04itemBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +34,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daemoneye.eventbus.v1.frame
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'ZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1'
-  _globals['_PUBLISHFRAMES']._serialized_start=98
-  _globals['_PUBLISHFRAMES']._serialized_end=131
-  _globals['_PUBLISHSTREAMFRAMES']._serialized_start=133
-  _globals['_PUBLISHSTREAMFRAMES']._serialized_end=190
-  _globals['_MESSAGEENVELOPE']._serialized_start=192
-  _globals['_MESSAGEENVELOPE']._serialized_end=267
-  _globals['_MESSAGEBATCHFRAMES']._serialized_start=269
-  _globals['_MESSAGEBATCHFRAMES']._serialized_end=325
-  _globals['_SUBSCRIBEBATCHFRAMES']._serialized_start=327
-  _globals['_SUBSCRIBEBATCHFRAMES']._serialized_end=407
+  _globals['_PUBLISHFRAMES']._serialized_start=144
+  _globals['_PUBLISHFRAMES']._serialized_end=177
+  _globals['_PUBLISHSTREAMFRAMES']._serialized_start=179
+  _globals['_PUBLISHSTREAMFRAMES']._serialized_end=236
+  _globals['_MESSAGEENVELOPE']._serialized_start=238
+  _globals['_MESSAGEENVELOPE']._serialized_end=313
+  _globals['_MESSAGEBATCHFRAMES']._serialized_start=315
+  _globals['_MESSAGEBATCHFRAMES']._serialized_end=371
+  _globals['_SUBSCRIBEFRAMES']._serialized_start=374
+  _globals['_SUBSCRIBEFRAMES']._serialized_end=569
 # @@protoc_insertion_point(module_scope)

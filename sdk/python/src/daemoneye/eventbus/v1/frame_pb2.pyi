@@ -11,6 +11,7 @@ MUST-FRAME-01: a change to a twin MUST be made here too; a test encodes one and 
 
 from collections import abc as _abc
 from daemoneye.eventbus.v1 import eventbus_pb2 as _eventbus_pb2
+from daemoneye.eventbus.v1 import eventbus_service_pb2 as _eventbus_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -130,25 +131,39 @@ class MessageBatchFrames(_message.Message):
 Global___MessageBatchFrames: _TypeAlias = MessageBatchFrames  # noqa: Y015
 
 @_typing.final
-class SubscribeBatchFrames(_message.Message):
-    """Twin of SubscribeResponse for its batch item."""
+class SubscribeFrames(_message.Message):
+    """Twin of SubscribeResponse."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    OPENED_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> _eventbus_service_pb2.SubscriptionOpened:
+        """See SubscribeResponse."""
+
     @_builtins.property
     def batch(self) -> Global___MessageBatchFrames:
-        """See SubscribeResponse.batch."""
+        """Messages."""
+
+    @_builtins.property
+    def gap(self) -> _eventbus_service_pb2.GapMarker:
+        """See SubscribeResponse."""
 
     def __init__(
         self,
         *,
+        opened: _eventbus_service_pb2.SubscriptionOpened | None = ...,
         batch: Global___MessageBatchFrames | None = ...,
+        gap: _eventbus_service_pb2.GapMarker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["opened", "batch", "gap"]  # noqa: Y015
+    _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
-Global___SubscribeBatchFrames: _TypeAlias = SubscribeBatchFrames  # noqa: Y015
+Global___SubscribeFrames: _TypeAlias = SubscribeFrames  # noqa: Y015

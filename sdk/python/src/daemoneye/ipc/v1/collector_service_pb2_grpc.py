@@ -74,6 +74,9 @@ class CollectorServiceServicer(object):
         MUST-COL-10: the collector MUST choose the highest version within both ranges.
         MUST-COL-11: the collector MUST list exactly the task types that ExecuteTask accepts.
         Errors: FAILED_PRECONDITION (VERSION_UNSUPPORTED), INVALID_ARGUMENT (ENUM_UNKNOWN).
+        The pair of messages is inherited, hence its names.
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

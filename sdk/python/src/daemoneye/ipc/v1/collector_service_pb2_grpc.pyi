@@ -51,6 +51,9 @@ class CollectorServiceStub:
     MUST-COL-10: the collector MUST choose the highest version within both ranges.
     MUST-COL-11: the collector MUST list exactly the task types that ExecuteTask accepts.
     Errors: FAILED_PRECONDITION (VERSION_UNSUPPORTED), INVALID_ARGUMENT (ENUM_UNKNOWN).
+    The pair of messages is inherited, hence its names.
+    buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     DescribeSchema: _grpc.UnaryUnaryMultiCallable[_collector_service_pb2.DescribeSchemaRequest, _collector_service_pb2.DescribeSchemaResponse]
     """Describes the tables the collector can answer for. Idempotent. Deadline: 5 s."""
@@ -94,6 +97,9 @@ class CollectorServiceAsyncStub(CollectorServiceStub):
     MUST-COL-10: the collector MUST choose the highest version within both ranges.
     MUST-COL-11: the collector MUST list exactly the task types that ExecuteTask accepts.
     Errors: FAILED_PRECONDITION (VERSION_UNSUPPORTED), INVALID_ARGUMENT (ENUM_UNKNOWN).
+    The pair of messages is inherited, hence its names.
+    buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     """
     DescribeSchema: _aio.UnaryUnaryMultiCallable[_collector_service_pb2.DescribeSchemaRequest, _collector_service_pb2.DescribeSchemaResponse]  # type: ignore[assignment]
     """Describes the tables the collector can answer for. Idempotent. Deadline: 5 s."""
@@ -140,6 +146,9 @@ class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
         MUST-COL-10: the collector MUST choose the highest version within both ranges.
         MUST-COL-11: the collector MUST list exactly the task types that ExecuteTask accepts.
         Errors: FAILED_PRECONDITION (VERSION_UNSUPPORTED), INVALID_ARGUMENT (ENUM_UNKNOWN).
+        The pair of messages is inherited, hence its names.
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         """
 
     @_abc_1.abstractmethod
