@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemoneye.common.v1 import common_pb2
-from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2, rpc_pb2, subscription_pb2
-from daemoneye.ipc.v1 import ipc_pb2
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -24,6 +21,10 @@ from google.protobuf.descriptor_pb2 import (
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
+
+from daemoneye.common.v1 import common_pb2
+from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2, rpc_pb2, subscription_pb2
+from daemoneye.ipc.v1 import ipc_pb2
 
 FIRST_ADDED_NUMBER = 1000
 TABLE = json.loads(Path(__file__).with_name("wire_contract.json").read_text(encoding="utf-8"))

@@ -219,7 +219,7 @@ async def test_call_is_unavailable_while_there_is_no_trust_bundle(mesh):
 
     code, reason, message = await mesh.refusal("Unary", bearer(token))
 
-    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "FILE_UNUSABLE")
+    assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "FILE_MISSING")
     assert "is the agent running?" in message
 
 

@@ -300,7 +300,7 @@ def test_verifier_waits_for_a_bundle_that_appears_later(tmp_path, mesh):
         verifier.verify(token)
     write_trust_bundle(mesh.bundle_path, [mesh.issuer.public_key])
 
-    assert (seen.value.code, seen.value.reason) == (Code.UNAVAILABLE, ErrorReason.FILE_UNUSABLE)
+    assert (seen.value.code, seen.value.reason) == (Code.UNAVAILABLE, ErrorReason.FILE_MISSING)
     assert verifier.verify(token).identity == PROCMOND
 
 

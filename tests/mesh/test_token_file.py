@@ -60,7 +60,7 @@ def test_token_source_says_what_is_missing_and_finds_it_later(path):
         source.token()
     write_token_file(path, SECRET)
 
-    assert caught.value.reason is ErrorReason.FILE_UNUSABLE
+    assert caught.value.reason is ErrorReason.FILE_MISSING
     assert caught.value.code is Code.UNAVAILABLE
     assert str(path) in caught.value.message
     assert source.token() == SECRET

@@ -1,4 +1,7 @@
-"""Reading a request stream that must not outlive its server."""
+"""Reading a request stream that must not outlive its server.
+
+Invariant: every request that was read is yielded; once the server drains, no further one is.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,19 +27,27 @@ async def read_until_drained(
     stopping = asyncio.ensure_future(draining.wait())
     reading: asyncio.Future[T] | None = None
     try:
-        while True:
+        # Asked before each read: a peer that always has a request ready must not hold us either.
+        while not draining.is_set():
             reading = asyncio.ensure_future(anext(requests))
             await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
-                raise UnavailableError(
-                    "the server is shutting down; connect again", reason=ErrorReason.DRAINING
-                )
+                break
             try:
                 request = reading.result()
             except StopAsyncIteration:
                 return
             yield request
+        raise UnavailableError(
+            "the server is shutting down; connect again", reason=ErrorReason.DRAINING
+        )
     finally:
         stopping.cancel()
         if reading is not None:
-            reading.cancel()
+            abandon(reading)
+
+
+def abandon(reading: asyncio.Future[T]) -> None:
+    """Cancels a read; one that failed meanwhile has nobody left who would want to know."""
+    if not reading.cancel() and not reading.cancelled():
+        reading.exception()

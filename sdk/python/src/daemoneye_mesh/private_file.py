@@ -43,7 +43,7 @@ class FileUnusableError(PreconditionError):
 class FileMissingError(UnavailableError):
     """A file which another process writes is not there, or not whole; it may be a moment later."""
 
-    default_reason = ErrorReason.FILE_UNUSABLE
+    default_reason = ErrorReason.FILE_MISSING
 
 
 @dataclass(frozen=True, slots=True, repr=False)

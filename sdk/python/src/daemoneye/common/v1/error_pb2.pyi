@@ -107,6 +107,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] A directory, key or token file is missing, unsafe or not writable."""
     ERROR_REASON_VERSION_UNSUPPORTED: _ErrorReason.ValueType  # 33
     """[FAILED_PRECONDITION] No protocol version that both sides speak."""
+    ERROR_REASON_FILE_MISSING: _ErrorReason.ValueType  # 34
+    """[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable causes. The status code that goes with each stands in brackets."""
@@ -179,6 +181,8 @@ ERROR_REASON_FILE_UNUSABLE: ErrorReason.ValueType  # 32
 """[FAILED_PRECONDITION] A directory, key or token file is missing, unsafe or not writable."""
 ERROR_REASON_VERSION_UNSUPPORTED: ErrorReason.ValueType  # 33
 """[FAILED_PRECONDITION] No protocol version that both sides speak."""
+ERROR_REASON_FILE_MISSING: ErrorReason.ValueType  # 34
+"""[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
