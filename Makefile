@@ -39,7 +39,7 @@ dev: $(VENV)/.dev-stamp ## set up the development environment in .venv
 # -- the two commands -----------------------------------------------------------------------------
 
 run: $(VENV)/.run-stamp ## run the whole mesh on this host, in the foreground
-	@exec $(BIN)/daemoneye up
+	@exec $(BIN)/python scripts/foreground.py $(BIN)/daemoneye up
 
 test: $(VENV)/.dev-stamp ## set up everything and run all tests
 	$(BIN)/python -m pytest

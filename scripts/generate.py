@@ -98,7 +98,9 @@ def find_stale(fresh: Path) -> list[str]:
 def main() -> int:
     """Generates, or checks; the exit status says whether all is well."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the committed code is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="fail when the committed code is stale"
+    )
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as scratch:
         compile_protos(Path(scratch))
