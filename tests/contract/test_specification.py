@@ -1,6 +1,7 @@
 """The protos as a specification: MUST sentences, error reasons, services and their errors."""
 
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from daemoneye_mesh.errors import DaemoneyeError, ErrorReason
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
+PACKAGES = (
+    "daemoneye_mesh",
+    "collector_core",
+    "daemoneye_eventbus",
+    "daemoneye_procmond",
+    "daemoneye_agent",
+    "daemoneye_cli",
+)
 MUST = re.compile(r"// (MUST-[A-Z]+-\d\d): ")
 SERVICES = {
     "daemoneye.ipc.v1.CollectorService",
@@ -76,9 +85,21 @@ def all_errors(root: type[DaemoneyeError]) -> set[type[DaemoneyeError]]:
     return {root, *(one for child in root.__subclasses__() for one in all_errors(child))}
 
 
-@pytest.mark.parametrize(
-    "cls", sorted(all_errors(DaemoneyeError) - {DaemoneyeError}, key=lambda cls: cls.__name__)
-)
+def our_errors() -> list[type[DaemoneyeError]]:
+    """Every error class there is, once every module was imported."""
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    found = all_errors(DaemoneyeError) - {DaemoneyeError}
+    return sorted(
+        (cls for cls in found if cls.__module__.partition(".")[0] in PACKAGES),
+        key=lambda cls: cls.__qualname__,
+    )
+
+
+@pytest.mark.parametrize("cls", our_errors(), ids=lambda cls: cls.__name__)
 def test_the_reason_of_an_error_goes_with_its_code(cls: type[DaemoneyeError]) -> None:
     """The comment of each reason names its status code in brackets."""
     text = (ROOT / "protos/daemoneye/common/v1/error.proto").read_text()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,17 +123,23 @@ class Registration:
         return lease.heartbeat_interval.ToNanoseconds() / 1e9 or description.heartbeat_interval_s
 
     async def _keep_lease(self, interval_s: float) -> None:
-        call = self._registry.Heartbeat(self._heartbeats(interval_s))
+        done = asyncio.Event()
+        call = self._registry.Heartbeat(self._heartbeats(interval_s, done))
         try:
             async for _ in call:
                 pass
         finally:
+            done.set()
             call.cancel()
 
-    async def _heartbeats(self, interval_s: float) -> AsyncIterator[pb.HeartbeatRequest]:
-        while True:
+    async def _heartbeats(
+        self, interval_s: float, done: asyncio.Event
+    ) -> AsyncIterator[pb.HeartbeatRequest]:
+        while not done.is_set():  # gRPC goes on asking after the server has ended the call
             yield self._heartbeat()
-            await asyncio.sleep(interval_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await done.wait()
 
     def _heartbeat(self) -> pb.HeartbeatRequest:
         self._sequence += 1

@@ -1,9 +1,10 @@
 """What the mesh cannot see right now, gathered from everybody who knows.
 
-Invariant: an answer over a table is complete only when nobody has anything to say about that table.
+Invariant: an answer over a table is complete only when nobody has anything to say about that table,
+and a collector that has said nothing yet counts as one that cannot see.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from daemoneye_agent.registry import Collector, CollectorRegistry, CollectorState
 from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degradations
@@ -11,34 +12,58 @@ from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degra
 __all__ = ["PROCESS_DOMAIN", "Coverage"]
 
 PROCESS_DOMAIN = "process"
+MAX_CAUSES = 32
+"""Causes that are kept of one collector; each goes into every answer and alert."""
 
+_MAX_SUBJECT_CHARS = 64
+_MAX_MESSAGE_CHARS = 512
 _EVENT_TABLES = frozenset({"process_events"})
 _DERIVED_TABLES = frozenset({"alerts"})
 _IN_SERVICE = {CollectorState.REGISTERED, CollectorState.SERVING, CollectorState.DEGRADED}
 
 
 class Coverage:
-    """Degradations by collector, of the bus and of the detection.
+    """Degradations by collector, of the bus, of the store and of the detection.
 
     Args:
         registry: the leases.
         is_subscribed: whether the agent hears the event bus.
+        failing_rules: which rules do not look, with the reason, by rule id.
     """
 
-    def __init__(self, registry: CollectorRegistry, is_subscribed: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        is_subscribed: Callable[[], bool],
+        failing_rules: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._registry = registry
         self._is_subscribed = is_subscribed
-        self._reported: dict[str, tuple[Degradation, ...]] = {}
+        self._failing_rules = failing_rules
+        self._reported: dict[str, tuple[int, tuple[Degradation, ...]]] = {}
         self._lost: Degradation | None = None
-        self._failed_rules: dict[str, Degradation] = {}
+        self._store_failure: Degradation | None = None
 
-    def report(self, collector_id: str, degradations: tuple[Degradation, ...]) -> None:
-        """Takes over what a collector says of itself."""
-        self._reported[collector_id] = degradations
+    def report(
+        self, collector_id: str, instance_epoch: int, degradations: tuple[Degradation, ...]
+    ) -> None:
+        """Takes over what an instance of a collector says of itself."""
+        self._reported[collector_id] = (instance_epoch, bound(collector_id, degradations))
 
-    def reported(self, collector_id: str) -> tuple[Degradation, ...]:
-        """What a collector last said of itself."""
-        return self._reported.get(collector_id, ())
+    def forget(self, collector_id: str) -> None:
+        """Drops what a collector said: it has left."""
+        self._reported.pop(collector_id, None)
+
+    def reported(self, collector: Collector) -> tuple[Degradation, ...]:
+        """What a collector cannot see, as far as anybody can tell."""
+        name = collector.registration.collector_id
+        if collector.state not in _IN_SERVICE:
+            return (self._unavailable(collector),)
+        epoch, degradations = self._reported.get(name, (-1, ()))
+        if epoch != collector.registration.instance_epoch:
+            unsaid = f"{name} has not said yet what it can see"
+            return (Degradation(DegradedReason.READ_ERRORS, name, unsaid),)
+        return degradations
 
     def note_lost(self, event_count: int) -> None:
         """Takes over how many events are known to be missing from the store."""
@@ -47,16 +72,18 @@ class Coverage:
             Degradation(DegradedReason.EVENTS_LOST, "event store", message) if event_count else None
         )
 
-    def note_rule_failures(self, failures: Iterable[tuple[str, str]]) -> None:
-        """Takes over which rules could not look at the latest batch, as (rule id, reason)."""
-        self._failed_rules = {
-            rule_id: Degradation(DegradedReason.RULE_FAILED, rule_id, reason)
-            for rule_id, reason in failures
-        }
+    def note_store_failure(self, cause: str | None) -> None:
+        """Takes over why events cannot be stored; None when they can again."""
+        message = f"new events wait, because they cannot be stored: {cause}"
+        self._store_failure = (
+            Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, "event store", message)
+            if cause
+            else None
+        )
 
     def of_events(self) -> tuple[Degradation, ...]:
         """What may be missing from stored process events."""
-        own = [self._lost] if self._lost else []
+        own = [one for one in (self._lost, self._store_failure) if one]
         if not self._is_subscribed():
             own.append(
                 Degradation(
@@ -65,39 +92,63 @@ class Coverage:
                     "the event bus is not reached; new events do not arrive",
                 )
             )
-        return merge_degradations(self._of_collectors(), own)
+        reported = (self.reported(collector) for collector in self.process_collectors())
+        return merge_degradations(self.missing_collectors(), *reported, own)
 
     def of_tables(self, tables: Iterable[str]) -> tuple[Degradation, ...]:
         """What may be missing from an answer over stored ``tables``."""
         names = frozenset(tables)
         events = self.of_events() if names & (_EVENT_TABLES | _DERIVED_TABLES) else ()
-        rules = self._failed_rules.values() if names & _DERIVED_TABLES else ()
+        rules = self._of_rules() if names & _DERIVED_TABLES else ()
         return merge_degradations(events, rules)
 
     def of_everything(self) -> tuple[Degradation, ...]:
         """All that is known to be missing."""
-        return merge_degradations(self.of_events(), self._failed_rules.values())
+        return merge_degradations(self.of_events(), self._of_rules())
 
     def process_collectors(self) -> tuple[Collector, ...]:
         """The collectors that answer for processes and hold their lease."""
+        return tuple(one for one in self._known() if one.state in _IN_SERVICE)
+
+    def missing_collectors(self) -> tuple[Degradation, ...]:
+        """The process collectors that should be in service and are not."""
+        silent = tuple(
+            self._unavailable(one)
+            for one in self._known()
+            if one.state is CollectorState.UNAVAILABLE
+        )
+        if silent or self.process_collectors():
+            return silent
+        nobody = "no process collector is in service"
+        return (Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, PROCESS_DOMAIN, nobody),)
+
+    def _known(self) -> tuple[Collector, ...]:
         return tuple(
             collector
             for collector in self._registry.collectors()
-            if PROCESS_DOMAIN in collector.registration.domains and collector.state in _IN_SERVICE
+            if PROCESS_DOMAIN in collector.registration.domains
         )
 
-    def _of_collectors(self) -> list[Degradation]:
-        serving = self.process_collectors()
-        if not serving:
-            return [
-                Degradation(
-                    DegradedReason.COLLECTOR_UNAVAILABLE,
-                    PROCESS_DOMAIN,
-                    "no process collector is in service",
-                )
-            ]
-        return [
-            one
-            for collector in serving
-            for one in self.reported(collector.registration.collector_id)
-        ]
+    def _unavailable(self, collector: Collector) -> Degradation:
+        name = collector.registration.collector_id
+        message = f"{name} is {collector.state}: {collector.reason}"[:_MAX_MESSAGE_CHARS]
+        return Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, name, message)
+
+    def _of_rules(self) -> tuple[Degradation, ...]:
+        return tuple(
+            Degradation(DegradedReason.RULE_FAILED, rule_id, reason[:_MAX_MESSAGE_CHARS])
+            for rule_id, reason in self._failing_rules().items()
+        )
+
+
+def bound(collector_id: str, degradations: tuple[Degradation, ...]) -> tuple[Degradation, ...]:
+    """Returns what is kept of a collector's words; what is left out is said."""
+    kept = tuple(
+        Degradation(one.reason, one.subject[:_MAX_SUBJECT_CHARS], one.message[:_MAX_MESSAGE_CHARS])
+        for one in degradations[:MAX_CAUSES]
+    )
+    excess = len(degradations) - len(kept)
+    if not excess:
+        return kept
+    message = f"{collector_id} named {excess} more causes than {MAX_CAUSES}"
+    return (*kept, Degradation(DegradedReason.TRUNCATED, collector_id, message))

@@ -47,7 +47,7 @@ class StoreFileError(PreconditionError):
 class StoreFailedError(UnavailableError):
     """The database refused to read or write, as with a full disk."""
 
-    default_reason = ErrorReason.FILE_UNUSABLE
+    default_reason = ErrorReason.STORE_FAILED
 
 
 _CAUSES: tuple[tuple[type[apsw.Error], str], ...] = (

@@ -109,6 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[FAILED_PRECONDITION] No protocol version that both sides speak."""
     ERROR_REASON_FILE_MISSING: _ErrorReason.ValueType  # 34
     """[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
+    ERROR_REASON_STORE_FAILED: _ErrorReason.ValueType  # 35
+    """[UNAVAILABLE] The event store cannot be read or written right now, as when the disk is full."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable causes. The status code that goes with each stands in brackets."""
@@ -183,6 +185,8 @@ ERROR_REASON_VERSION_UNSUPPORTED: ErrorReason.ValueType  # 33
 """[FAILED_PRECONDITION] No protocol version that both sides speak."""
 ERROR_REASON_FILE_MISSING: ErrorReason.ValueType  # 34
 """[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
+ERROR_REASON_STORE_FAILED: ErrorReason.ValueType  # 35
+"""[UNAVAILABLE] The event store cannot be read or written right now, as when the disk is full."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
