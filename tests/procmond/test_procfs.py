@@ -353,3 +353,14 @@ def test_read_leaves_no_descriptor_open(procfs: ProcFs, reader: Any, proc_tree: 
     reader.before["exe"] = lambda: proc_tree.remove(1)
     procfs.read(stat)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_record_of_a_process_on_its_way_out_has_no_session(procfs: ProcFs, proc_tree: Any) -> None:
+    """The kernel writes -1 for session and process group then, and no message takes that."""
+    proc_tree.add(20)
+    stat = procfs.read_stat(20)
+    assert stat is not None
+    leaving = stat._replace(session_id=-1, process_group_id=-1)
+    record = procfs.read_vanished(leaving).record
+    assert (record.session_id, record.process_group_id) == (None, None)
+    assert {"session_id", "process_group_id"} <= set(record.missing_fields)

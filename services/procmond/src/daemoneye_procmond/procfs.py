@@ -173,6 +173,10 @@ class ProcFs:
         return ProcessReading(stat, self._build(stat, Details.none()), is_denied)
 
     def _build(self, stat: StatLine, details: Details) -> ProcessRecord:
+        # The kernel writes -1 for both once the last thread is on its way out.
+        session_id = stat.session_id if stat.session_id >= 0 else None
+        process_group_id = stat.process_group_id if stat.process_group_id >= 0 else None
+        unknown = () if session_id is not None else ("session_id", "process_group_id")
         return ProcessRecord(
             boot_id=self.boot_id,
             pid=stat.pid,
@@ -180,8 +184,8 @@ class ProcFs:
             start_time_ns=self._boot_time_ns + stat.start_ticks * 10**9 // self._ticks_per_s,
             name=escape_text(stat.comm)[0],
             ppid=stat.ppid,
-            session_id=stat.session_id,
-            process_group_id=stat.process_group_id,
+            session_id=session_id,
+            process_group_id=process_group_id,
             tty=name_terminal(stat.tty_nr),
             state=stat.state,
             thread_count=stat.thread_count,
@@ -189,7 +193,7 @@ class ProcFs:
             memory_bytes=max(0, stat.rss_pages) * self._page_size_bytes,
             kernel_thread=stat.is_kernel_thread,
             collected_at_ms=self._clock_ns() // 10**6,
-            missing_fields=tuple(details.missing),
+            missing_fields=(*details.missing, *unknown),
             truncated_fields=tuple(details.truncated),
             **details.values,
         )

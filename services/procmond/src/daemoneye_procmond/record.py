@@ -62,8 +62,8 @@ class ProcessRecord:
     """Nanoseconds since the Unix epoch."""
     name: str
     ppid: int | None
-    session_id: int
-    process_group_id: int
+    session_id: int | None
+    process_group_id: int | None
     tty: str | None
     state: str
     thread_count: int

@@ -1,0 +1,255 @@
+"""A broker and an agent's registry that run in the test's own loop and remember everything."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from collector_core.event import Event
+from collector_core.source import EventSource, SourceCaps
+from daemoneye.agent.v1 import registry_service_pb2 as registry_pb
+from daemoneye.agent.v1 import registry_service_pb2_grpc
+from daemoneye.common.v1 import common_pb2
+from daemoneye.eventbus.v1 import (
+    event_data_pb2,
+    eventbus_pb2,
+    eventbus_service_pb2,
+    eventbus_service_pb2_grpc,
+)
+from daemoneye.ipc.v1 import ipc_pb2
+from daemoneye_mesh.authentication import caller
+from daemoneye_mesh.channel import open_channel
+from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.identity import Identity
+from daemoneye_mesh.rpc_status import to_detail
+from daemoneye_mesh.server import MeshServer
+
+COLLECTOR_ID = "unit"
+
+
+class FakeBroker(eventbus_service_pb2_grpc.EventBusServiceServicer):
+    """Accepts what comes; a test may stop the answers, refuse batches or deny the stream."""
+
+    def __init__(self) -> None:
+        self.epoch = "e1"
+        self.streams = 0
+        self.batches: list[Any] = []
+        """Every request of a publishing stream, repeats included."""
+        self.accepted: list[eventbus_pb2.EventBusMessage] = []
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.refusal: Callable[[Any], DaemoneyeError | None] = lambda request: None
+        self.denial: DaemoneyeError | None = None
+        self.wrong_answers = 0
+        self.versions: list[Any] = []
+        self.subscriptions: list[Any] = []
+        self.open_subscriptions = 0
+        self.deliveries: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def NegotiateVersion(self, request: Any, context: Any) -> Any:
+        self.versions.append(request.request)
+        answer = eventbus_pb2.VersionNegotiationResponse(negotiation_success=True)
+        return eventbus_service_pb2.NegotiateVersionResponse(response=answer)
+
+    async def PublishStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        self.streams += 1
+        if self.denial:
+            raise self.denial
+        async for request in requests:
+            self.batches.append(request)
+            await self.answering.wait()
+            answer = eventbus_service_pb2.PublishStreamResponse(batch_id=request.batch_id)
+            if self.wrong_answers:
+                self.wrong_answers -= 1
+                answer.batch_id += 1_000
+            elif refused := self.refusal(request):
+                answer.error.CopyFrom(to_detail(refused))
+            else:
+                self.accepted += request.messages
+            yield answer
+
+    async def Subscribe(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        if self.denial:
+            raise self.denial
+        self.subscriptions.append((await anext(aiter(requests))).open)
+        opened = eventbus_service_pb2.SubscriptionOpened(broker_epoch=self.epoch)
+        self.open_subscriptions += 1
+        try:
+            yield eventbus_service_pb2.SubscribeResponse(opened=opened)
+            while (item := await self.deliveries.get()) is not None:
+                yield item
+        finally:
+            self.open_subscriptions -= 1
+
+    @property
+    def sequences(self) -> list[int]:
+        """Sequences of the accepted messages, in order."""
+        return [message.metadata.source_sequence for message in self.accepted]
+
+
+class FakeRegistry(registry_service_pb2_grpc.RegistryServiceServicer):
+    """Grants leases and tokens; a test may take a lease away or refuse to grant one."""
+
+    def __init__(self, issue: Callable[[Identity, str, float], str]) -> None:
+        self._issue = issue
+        self.interval_s = 0.02
+        self.token_ttl_s = 300.0
+        self.registrations: list[Any] = []
+        self.heartbeats: list[Any] = []
+        self.departures: list[Any] = []
+        self.tokens: list[tuple[float, str, str]] = []
+        """When, for which audience and which token was issued."""
+        self.refusal: DaemoneyeError | None = None
+        self.loss: DaemoneyeError | None = None
+        """Ends the next heartbeat stream, and the lease with it."""
+        self._gone = asyncio.Event()
+
+    async def RegisterCollector(self, request: Any, context: Any) -> Any:
+        self.registrations.append(request)
+        if self.refusal:
+            raise self.refusal
+        self._gone.clear()
+        answer = registry_pb.RegisterCollectorResponse(missed_heartbeat_limit=3)
+        answer.heartbeat_interval.FromNanoseconds(int(self.interval_s * 1e9))
+        return answer
+
+    async def Heartbeat(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            self.heartbeats.append(request)
+            if self.loss:
+                loss, self.loss = self.loss, None
+                raise loss
+            if self._gone.is_set():
+                return
+            yield registry_pb.HeartbeatResponse(heartbeat_sequence=request.heartbeat_sequence)
+
+    async def DeregisterCollector(self, request: Any, context: Any) -> Any:
+        self.departures.append(request)
+        self._gone.set()
+        return registry_pb.DeregisterCollectorResponse()
+
+    async def IssueToken(self, request: Any, context: Any) -> Any:
+        token = self._issue(caller().identity, request.audience, self.token_ttl_s)
+        self.tokens.append((time.monotonic(), request.audience, token))
+        answer = registry_pb.IssueTokenResponse(token=token)
+        answer.expires_at.FromNanoseconds(time.time_ns() + int(self.token_ttl_s * 1e9))
+        return answer
+
+
+@pytest.fixture
+async def broker() -> FakeBroker:
+    return FakeBroker()
+
+
+@pytest.fixture
+async def registry(mesh_identity: Any) -> FakeRegistry:
+    def issue(identity: Identity, audience: str, ttl_s: float) -> str:
+        return mesh_identity.token(identity, Identity.parse(audience), max(ttl_s, 1))
+
+    return FakeRegistry(issue)
+
+
+@pytest.fixture
+async def serve(mesh_identity: Any) -> AsyncIterator[Callable[[Any], Awaitable[MeshServer]]]:
+    """Serves a fake where the real one would be; drains the server at the end."""
+    layout, servers = mesh_identity.layout, []
+
+    async def serve_fake(fake: Any) -> MeshServer:
+        is_broker = isinstance(fake, FakeBroker)
+        path = layout.eventbus_socket if is_broker else layout.agent_socket
+        server = MeshServer(path, mesh_identity.auth(layout.owner_of(path)))
+        if is_broker:
+            add, name = (
+                eventbus_service_pb2_grpc.add_EventBusServiceServicer_to_server,
+                "daemoneye.eventbus.v1.EventBusService",
+            )
+        else:
+            add, name = (
+                registry_service_pb2_grpc.add_RegistryServiceServicer_to_server,
+                "daemoneye.agent.v1.RegistryService",
+            )
+        server.add(add, fake, name)
+        await server.start()
+        servers.append(server)
+        return server
+
+    yield serve_fake
+    for server in servers:
+        await server.drain(0)
+
+
+@pytest.fixture
+async def connect(mesh_identity: Any) -> AsyncIterator[Callable[[Path], grpc.aio.Channel]]:
+    """Opens channels of the collector ``unit``; closes them at the end."""
+    layout, channels = mesh_identity.layout, []
+
+    def connect_to(path: Path) -> grpc.aio.Channel:
+        source = mesh_identity.source(layout.collector(COLLECTOR_ID), layout.owner_of(path))
+        channels.append(open_channel(path, source))
+        return channels[-1]
+
+    yield connect_to
+    for channel in channels:
+        await channel.close()
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Callable[[Any], asyncio.Task[Any]]]:
+    """Runs coroutines beside a test; whatever still runs is cancelled at the end."""
+    tasks: list[asyncio.Task[Any]] = []
+
+    def run(coroutine: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.create_task(coroutine))
+        return tasks[-1]
+
+    yield run
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class ListSource(EventSource):
+    """Emits given process ids once per watch and then waits."""
+
+    def __init__(self, name: str = "list", pids: tuple[int, ...] = ()) -> None:
+        self.name = name
+        self.caps = SourceCaps(domain=ipc_pb2.MONITORING_DOMAIN_PROCESS, realtime=True)
+        self.pids = pids
+        self.calls: list[str] = []
+        self.prepared = asyncio.Event()
+        self.prepared.set()
+
+    async def prepare(self) -> None:
+        await self.prepared.wait()
+        self.calls.append("prepare")
+
+    async def watch(self, emit: Any) -> None:
+        self.calls.append("watch")
+        try:
+            for pid in self.pids:
+                await emit(make_event(pid))
+            await asyncio.Event().wait()
+        finally:
+            self.calls.append("end")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+def make_event(pid: int, command: str = "") -> Event:
+    record = common_pb2.ProcessRecord(pid=pid, name="x", command_line=[command])
+    return Event("events.process.lifecycle", event_data_pb2.ProcessEventData(process=record))
+
+
+@pytest.fixture
+def new_event() -> Callable[..., Event]:
+    return make_event
+
+
+@pytest.fixture
+def list_source() -> type[ListSource]:
+    return ListSource
