@@ -161,7 +161,7 @@ def test_load_rules_refuses_a_file_that_is_no_document(
 def test_load_rules_refuses_what_it_can_not_read(tmp_path: Path) -> None:
     with pytest.raises(InvalidRuleError, match="not a directory") as caught:
         load_rules(tmp_path / "absent")
-    assert caught.value.reason is ErrorReason.FILE_UNUSABLE
+    assert caught.value.reason is ErrorReason.RULE_INVALID
     (tmp_path / "1.toml").mkdir()
     with pytest.raises(InvalidRuleError, match=r"1\.toml can not be read"):
         load_rules(tmp_path)

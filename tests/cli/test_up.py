@@ -121,7 +121,8 @@ def test_up_stops_on_a_signal_with_status_0_and_leaves_nothing(up, runtime_dir, 
 def test_up_tells_where_to_look(up, runtime_dir):
     _, err = up()
     assert f"daemoneye --runtime-dir {runtime_dir}/run health" in err
-    assert f'-H "authorization: Bearer $(cat {runtime_dir}/run/tokens/operator-local.token)"' in err
+    assert f"TOKEN=$(cat {runtime_dir}/run/tokens/operator-local.token) grpcurl" in err
+    assert "-H 'authorization: Bearer ${TOKEN}'" in err, "no secret among the arguments"
 
 
 def test_second_signal_kills_at_once_and_still_leaves_nothing(up, runtime_dir):

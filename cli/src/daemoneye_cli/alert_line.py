@@ -71,7 +71,8 @@ def alert_lines(alert: eventbus_pb2.AlertPayload) -> tuple[Text, ...]:
     line.append(f" ALERT {name.upper()} ", style=f"not dim {style}")
     line.append(f" {printable(alert.rule_id)}: {printable(alert.title)}", style="not dim bold")
     if alert.count > 1:
-        line.append(f" ({alert.count} times)", style="not dim")
+        line.append(f" (seen {alert.count} times)", style="not dim")
+        return (line,)
     what = _describe_row(alert) or "; ".join(alert.affected_resources)
     what = what or _first_line(alert.description)
     return (line, Text(f"{'':13}{printable(what)}", style=style)) if what else (line,)

@@ -258,9 +258,9 @@ def _advice(plan: Plan) -> str:
         f'  daemoneye{flag} query "SELECT pid, name, cmdline FROM processes LIMIT 10"',  # noqa: S608 -- shown, not run
         f"  daemoneye{flag} alerts",
         f"  daemoneye{flag} inspect agent",
-        "  grpcurl -plaintext -unix -authority localhost \\",
-        f'    -H "authorization: Bearer $(cat {shlex.quote(str(token))})" \\',
-        f"    {socket} list",
+        f"  TOKEN=$(cat {shlex.quote(str(token))}) grpcurl -plaintext -unix -expand-headers \\",
+        "    -H 'authorization: Bearer ${TOKEN}' \\",
+        f"    {socket} daemoneye.agent.v1.StatusService/GetStatus",
         f"logs are in {plan.state_dir / 'logs'}; Ctrl-C stops the mesh",
     )
     return "\n" + "\n".join(lines) + "\n"

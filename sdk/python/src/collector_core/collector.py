@@ -29,12 +29,14 @@ from daemoneye.ipc.v1 import (
 from daemoneye.ipc.v1 import (
     collector_control_service_pb2_grpc,
     collector_service_pb2_grpc,
+    ipc_pb2,
 )
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.error_interceptor import unwrap
 from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.identity import Principal
 from daemoneye_mesh.lifecycle import StopRequest
 from daemoneye_mesh.server import MeshServer
 from daemoneye_mesh.token import FileTokenSource, TokenVerifier
@@ -43,6 +45,9 @@ __all__ = ["Collector"]
 
 FLUSH_BUDGET_S = 3.0
 """How long a stopping collector waits for its sources, and for the broker to take what is queued."""
+
+MAX_KNOWN_TOPICS = 256
+"""Topics remembered as allowed; the rest is looked up each time."""
 
 log = logging.getLogger("daemoneye.collector")
 
@@ -73,6 +78,9 @@ class Collector:
         self._sequencer = Sequencer(collector_id, epoch=time.time_ns())
         self._turn = asyncio.Lock()
         self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
+        self._access = AccessTable.load()
+        self._principal = Principal(self._identity, _domain_names(sources))
+        self._known_topics: set[str] = set()
         self._monitor = Monitor(sources, self.emit)
         self._service = CollectorServicer(
             collector_id, version, sources, self._monitor.degradations
@@ -88,13 +96,24 @@ class Collector:
         """Numbers an event and queues it; waits while the outbox is full.
 
         Raises:
+            InvalidTopicError: the topic breaks the grammar.
+            PermissionDeniedError: the topic is outside the domains of this collector's sources.
             InvalidRequestError: the event is larger than a message may be.
         """
+        self._check_topic(event.topic)
         # Numbers go into the outbox in their order, and a source that is cancelled while it waits
         # leaves no gap behind.
         async with self._turn:
             await self._outbox.put(self._sequencer.encode(event))
             self._sequencer.advance()
+
+    def _check_topic(self, topic: str) -> None:
+        # The broker would refuse the whole batch, and with it the events of other sources.
+        if topic in self._known_topics:
+            return
+        self._access.require_publish(self._principal, topic)
+        if len(self._known_topics) < MAX_KNOWN_TOPICS:
+            self._known_topics.add(topic)
 
     async def pause(self) -> None:
         """Stops watching; returns when no source watches any more."""
@@ -197,7 +216,7 @@ class Collector:
             self._layout.trust_bundle, self._identity.spiffe_id, self._layout.trust_domain
         )
         path = self._layout.collector_socket(self._identity.id)
-        server = MeshServer(path, AuthInterceptor(verifier, AccessTable.load()))
+        server = MeshServer(path, AuthInterceptor(verifier, self._access))
         server.add(
             collector_service_pb2_grpc.add_CollectorServiceServicer_to_server,
             self._service,
@@ -229,3 +248,8 @@ class Collector:
             "events_refused": self._outbox.refused_count.total(),
             "events_pending": self._outbox.pending_count,
         }
+
+
+def _domain_names(sources: Sequence[EventSource]) -> frozenset[str]:
+    names = (ipc_pb2.MonitoringDomain.Name(source.caps.domain) for source in sources)
+    return frozenset(name.removeprefix("MONITORING_DOMAIN_").lower() for name in names)

@@ -76,5 +76,12 @@ def is_worth_retrying(error: BaseException) -> bool:
 def explain(error: BaseException) -> str:
     """Returns one sentence about a failed attempt."""
     if isinstance(error, grpc.aio.AioRpcError):
+        if _is_from_transport(error):
+            return "nobody answers on its socket"
         error = from_rpc_error(error)
     return error.message if isinstance(error, DaemoneyeError) else type(error).__name__
+
+
+def _is_from_transport(error: grpc.aio.AioRpcError) -> bool:
+    text = error.details() or ""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and "connect" in text

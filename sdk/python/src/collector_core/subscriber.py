@@ -1,8 +1,7 @@
 """Subscribing to the broker: one stream of batches and gaps that comes back after a reconnect."""
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -109,12 +108,13 @@ class BusSubscriber:
             await pause()
 
     async def _session(self) -> AsyncGenerator[Opened | Delivery | Gap, None]:
-        done = asyncio.Event()
-        call = self._channel.stream_stream(
+        # One request and a half-closed stream: with a request stream, grpc.aio may report a refusal
+        # that comes before its first write as INTERNAL.
+        call = self._channel.unary_stream(
             _METHOD,
             request_serializer=eventbus_service_pb2.SubscribeRequest.SerializeToString,
             response_deserializer=frame_pb2.SubscribeFrames.FromString,
-        )(self._requests(done))
+        )(self._request())
         try:
             async for response in call:
                 if (item := _to_item(response)) is not None:
@@ -122,12 +122,9 @@ class BusSubscriber:
                     yield item
         finally:
             self.is_connected = False
-            done.set()
             call.cancel()
 
-    async def _requests(
-        self, done: asyncio.Event
-    ) -> AsyncIterator[eventbus_service_pb2.SubscribeRequest]:
+    def _request(self) -> eventbus_service_pb2.SubscribeRequest:
         patterns = [
             subscription_pb2.TopicPattern(
                 pattern=pattern, wildcard_enabled="+" in pattern or "#" in pattern
@@ -140,8 +137,7 @@ class BusSubscriber:
         if self._max_queue_messages:
             config.qos_settings.max_queue_depth = self._max_queue_messages
         opening = eventbus_service_pb2.OpenSubscription(config=config)
-        yield eventbus_service_pb2.SubscribeRequest(open=opening)
-        await done.wait()
+        return eventbus_service_pb2.SubscribeRequest(open=opening)
 
 
 def _decode(frames: Sequence[bytes]) -> Delivery:

@@ -105,7 +105,6 @@ def _rule_files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise InvalidRuleError(
             f"{directory} is not a directory of rules; correct the setting",
-            reason=ErrorReason.FILE_UNUSABLE,
             file=directory,
         )
     files = sorted(path for path in directory.iterdir() if path.suffix == ".toml")
@@ -126,7 +125,6 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise InvalidRuleError(
             f"{path.name} can not be read; check its owner and mode",
-            reason=ErrorReason.FILE_UNUSABLE,
             file=path.name,
         ) from error
     if len(content) > MAX_FILE_BYTES:

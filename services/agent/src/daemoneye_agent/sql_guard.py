@@ -270,7 +270,7 @@ _FAILURES: tuple[tuple[tuple[type[Exception], ...], Callable[[], DaemoneyeError]
         (apsw.CantOpenError,),
         lambda: UnavailableError(
             "the event store can not be opened; check the state directory",
-            reason=ErrorReason.FILE_UNUSABLE,
+            reason=ErrorReason.STORE_FAILED,
         ),
     ),
 )

@@ -29,7 +29,7 @@ from daemoneye_agent.partition import DroppedPartition, day_of
 from daemoneye_agent.store_alerts import AlertTable, RuleSwitches
 from daemoneye_agent.store_counters import Counter, CounterTable
 from daemoneye_agent.store_events import EventTables
-from daemoneye_agent.store_file import open_reader, open_writer, translate_errors
+from daemoneye_agent.store_file import open_reader, open_writer, size_bytes_of, translate_errors
 from daemoneye_agent.store_limits import StoreLimits, StoreStats
 from daemoneye_agent.store_progress import ProgressTable
 from daemoneye_mesh.errors import InvalidRequestError
@@ -218,7 +218,7 @@ class EventStore:
                 oldest_time_ns=min((item.oldest_time_ns or 0 for item in filled), default=None),
                 newest_time_ns=max((item.newest_time_ns or 0 for item in filled), default=None),
                 used_bytes=self._events.used_bytes(),
-                file_bytes=self.path.stat().st_size,
+                file_bytes=size_bytes_of(self.path),
                 alert_count=self._alerts.count(),
                 loss_ranges=ranges,
                 lost_events=lost,

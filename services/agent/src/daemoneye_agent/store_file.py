@@ -24,6 +24,7 @@ __all__ = [
     "StoreFileError",
     "open_reader",
     "open_writer",
+    "size_bytes_of",
     "translate_errors",
 ]
 
@@ -216,3 +217,9 @@ def _set_aside(path: Path, now_ns: int) -> Path:
 
 def _unusable(path: Path, cause: str) -> StoreFileError:
     return StoreFileError(f"event store {path} cannot be used: {cause}", path=path, cause=cause)
+
+
+def size_bytes_of(path: Path) -> int:
+    """The size of a store on disk, its write-ahead log included."""
+    files = (path, path.with_name(f"{path.name}-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
