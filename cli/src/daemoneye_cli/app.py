@@ -23,7 +23,7 @@ from daemoneye_cli import (
     up,
 )
 from daemoneye_cli.arguments import Parser, add_global_options, make_epilog
-from daemoneye_cli.errors import UsageError, hint_for
+from daemoneye_cli.errors import ChildFailedError, UsageError, hint_for
 from daemoneye_cli.exit_code import ExitCode, exit_code_of
 from daemoneye_cli.invocation import Invocation, Options
 from daemoneye_cli.output import Format, Output, encode_json
@@ -131,7 +131,11 @@ def _report(error: DaemoneyeError, output: Output) -> ExitCode:
         return code
     if isinstance(error, UsageError) and error.usage:
         output.remark(error.usage)
-    output.remark(f"error: {printable(error.message)}", style="bold red")
+    # Only our own message about a child has lines; one from a peer must not look like several.
+    lines = error.message.splitlines() if isinstance(error, ChildFailedError) else [error.message]
+    output.remark(f"error: {printable(lines[0])}", style="bold red")
+    for line in lines[1:]:
+        output.remark(printable(line))
     if hint := hint_for(error):
         output.remark(f"hint: {hint}")
     return code

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 
 from collector_core.outbox import Outbox
-from collector_core.reconnect import explain, keep_trying, pause
+from collector_core.reconnect import SessionBackoff, explain, keep_trying
 from daemoneye.eventbus.v1 import (
     eventbus_pb2,
     eventbus_service_pb2,
@@ -78,13 +78,15 @@ class BusPublisher:
 
     async def run(self) -> None:
         """Connects, sends, and connects again until cancelled."""
+        backoff = SessionBackoff()
         while True:
             await keep_trying("reach the broker", lambda: negotiate_version(self._channel))
+            backoff.begin()
             try:
                 await self._run_session()
             except (DaemoneyeError, grpc.aio.AioRpcError) as error:
                 log.warning("connection to the broker lost: %s", explain(error))
-            await pause()
+            await backoff.pause()
 
     async def _run_session(self) -> None:
         self._outbox.rewind()

@@ -6,6 +6,8 @@ clients come back at the same instant, or that one of them stops trying.
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,13 +18,18 @@ import tenacity
 from daemoneye_mesh.errors import ConflictError, DaemoneyeError
 from daemoneye_mesh.rpc_status import from_rpc_error
 
-__all__ = ["MAX_DELAY_S", "keep_trying", "pause"]
+__all__ = ["MAX_DELAY_S", "SessionBackoff", "keep_trying"]
 
 T = TypeVar("T")
 
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 2.0
 """A Unix socket that is back should not wait long for its clients."""
+
+STEADY_S = 5.0
+"""A session that lasted this long was not broken from the start."""
+
+MAX_PAUSE_S = 30.0
 
 log = logging.getLogger("daemoneye.reconnect")
 
@@ -61,9 +68,35 @@ async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
         raise from_rpc_error(error) from None
 
 
-async def pause() -> None:
-    """Waits a moment before a session that just broke is opened again."""
-    await asyncio.sleep(FIRST_DELAY_S)
+class SessionBackoff:
+    """The pause before a session that broke is opened again.
+
+    Sessions that break at once are spaced further and further, so that one that is refused each time
+    neither spins nor fills the log; one that lasted starts over.
+
+    Args:
+        monotonic: seconds on a clock that is never set.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._begun_s = monotonic()
+        self._broken_count = 0
+
+    def begin(self) -> None:
+        """Notes that a session was opened."""
+        self._begun_s = self._monotonic()
+
+    async def pause(self) -> None:
+        """Waits before the next session, with full jitter."""
+        await asyncio.sleep(random.uniform(FIRST_DELAY_S / 2, self.next_limit_s()))  # noqa: S311
+
+    def next_limit_s(self) -> float:
+        """The longest that the next pause may be, in seconds."""
+        if self._monotonic() - self._begun_s >= STEADY_S:
+            self._broken_count = 0
+        self._broken_count += 1
+        return float(min(FIRST_DELAY_S * 2**self._broken_count, MAX_PAUSE_S))
 
 
 def is_worth_retrying(error: BaseException) -> bool:

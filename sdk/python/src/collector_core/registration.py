@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc.aio
 from google.protobuf import duration_pb2
 
-from collector_core.reconnect import explain, keep_trying, pause
+from collector_core.reconnect import SessionBackoff, explain, keep_trying
 from daemoneye.agent.v1 import registry_service_pb2 as pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye.common.v1 import common_pb2
@@ -74,8 +74,10 @@ class Registration:
         Raises:
             ConflictError: a newer instance of this collector has taken over; this one must stop.
         """
+        backoff = SessionBackoff()
         while not self._is_leaving:
             interval_s = await keep_trying("register with the agent", self._register)
+            backoff.begin()
             try:
                 await self._keep_lease(interval_s)
             except grpc.aio.AioRpcError as error:
@@ -86,7 +88,7 @@ class Registration:
                     log.warning("lease lost, registering again: %s", explain(known))
             finally:
                 self.is_registered = False
-            await pause()
+            await backoff.pause()
 
     async def deregister(self, reason: str) -> None:
         """Gives the lease back for good; an agent that cannot be reached finds out by itself."""

@@ -9,7 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from collector_core.publisher import negotiate_version
-from collector_core.reconnect import explain, keep_trying, pause
+from collector_core.reconnect import SessionBackoff, explain, keep_trying
 from daemoneye.eventbus.v1 import (
     eventbus_pb2,
     eventbus_service_pb2,
@@ -92,8 +92,10 @@ class BusSubscriber:
             PermissionDeniedError: the access table does not allow a pattern; trying on is no use.
             InvalidRequestError: the broker refuses the subscription as it is.
         """
+        backoff = SessionBackoff()
         while True:
             await keep_trying("reach the broker", lambda: negotiate_version(self._channel))
+            backoff.begin()
             try:
                 async with aclosing(self._session()) as session:
                     async for item in session:
@@ -105,7 +107,7 @@ class BusSubscriber:
                 log.warning("subscription lost: %s", explain(known))
             except DaemoneyeError as error:
                 log.warning("subscription lost: %s", explain(error))
-            await pause()
+            await backoff.pause()
 
     async def _session(self) -> AsyncGenerator[Opened | Delivery | Gap, None]:
         # One request and a half-closed stream: with a request stream, grpc.aio may report a refusal
