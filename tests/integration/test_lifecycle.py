@@ -105,6 +105,8 @@ async def test_live_table_shows_a_running_process_and_its_suspension(mesh: Any) 
     try:
         sql = f"SELECT name, exe, argv, state FROM processes WHERE pid = {child.pid}"
         rows = await mesh.until(lambda: mesh.find_query(sql), "the process is listed")
+        started = f"SELECT kind FROM process_events WHERE pid = {child.pid} AND kind = 'start'"
+        await mesh.until(lambda: mesh.find_query(started), "its start is stored")
         assert rows[0]["name"] == "sleep"
         assert rows[0]["argv"] == '["/bin/sleep", "60"]'
         child.send_signal(signal.SIGSTOP)
@@ -117,10 +119,12 @@ async def test_live_table_shows_a_running_process_and_its_suspension(mesh: Any) 
 
 
 async def test_counters_add_up_when_nothing_was_lost(mesh: Any) -> None:
-    ingest = (await mesh.status()).ingest
-    assert ingest.received_count > 0
-    assert ingest.received_count == (
-        ingest.stored_count + ingest.duplicate_count + sum(ingest.refused_count.values())
-    )
+    async def balanced() -> Any:
+        ingest = (await mesh.status()).ingest
+        settled = ingest.stored_count + ingest.duplicate_count + sum(ingest.refused_count.values())
+        # A batch under way is received and nothing else yet.
+        return ingest if ingest.received_count == settled > 0 else None
+
+    ingest = await mesh.until(balanced, "received = stored + duplicate + refused")
     assert ingest.lost_count == 0
     assert await mesh.query("SELECT * FROM event_losses") == []

@@ -49,13 +49,11 @@ async def test_reading_ends_when_the_server_drains_while_nothing_comes() -> None
 
 async def test_reading_ends_when_the_server_drains_although_the_peer_never_pauses() -> None:
     draining = asyncio.Event()
-    seen: list[int] = []
+    requests = read_until_drained(endless(), draining)
+    assert [await anext(requests) for _ in range(5)] == [0, 1, 2, 3, 4]
+    draining.set()
     with pytest.raises(UnavailableError):
-        async for item in read_until_drained(endless(), draining):
-            seen.append(item)
-            if item == 4:
-                draining.set()
-    assert seen == [0, 1, 2, 3, 4]
+        await anext(requests)
 
 
 async def test_reading_takes_nothing_from_a_server_that_drains_already() -> None:
@@ -66,11 +64,10 @@ async def test_reading_takes_nothing_from_a_server_that_drains_already() -> None
 
 
 async def test_reading_passes_on_what_breaks_the_stream() -> None:
-    seen: list[int] = []
+    requests = read_until_drained(breaking(), asyncio.Event())
+    assert await anext(requests) == 1
     with pytest.raises(ConnectionError):
-        async for item in read_until_drained(breaking(), asyncio.Event()):
-            seen.append(item)
-    assert seen == [1]
+        await anext(requests)
 
 
 async def test_reading_that_is_closed_early_leaves_no_task() -> None:

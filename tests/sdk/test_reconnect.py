@@ -40,7 +40,7 @@ async def test_an_attempt_is_repeated_until_it_succeeds_and_logged_once(
         return "done"
 
     with caplog.at_level(logging.WARNING):
-        assert await keep_trying("reach it", lambda: attempt()) == "done"
+        assert await keep_trying("reach it", lambda: attempt()) == "done"  # noqa: PLW0108 -- a lambda is no coroutine function
     assert [record.getMessage() for record in caplog.records] == [
         "cannot reach it yet, trying on: not yet"
     ]

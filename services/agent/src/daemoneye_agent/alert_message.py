@@ -1,8 +1,7 @@
 """Alerts as messages of the bus and of ``AlertService``."""
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_agent.alert import COMPLETE, Alert, Severity
@@ -50,14 +49,14 @@ def to_alert_payload(
     alert: Alert, degradations: Sequence[Degradation] | None = None
 ) -> eventbus_pb2.AlertPayload:
     """Returns the message of an alert; its stored completeness stands where none is given."""
-    row = json.loads(alert.row)
+    row: dict[str, object] = json.loads(alert.row)
     return eventbus_pb2.AlertPayload(
         alert_id=alert.alert_id,
         severity=to_severity(alert.severity),
         title=alert.title,
         description=alert.description,
-        source=SOURCE_ID,
-        affected_resources=[str(row["exe"])] if row.get("exe") else [],
+        source=str(row.get("source_id") or SOURCE_ID),
+        affected_resources=list(_resources(row)),
         metadata={
             name: str(value)[:_MAX_METADATA_CHARS]
             for name, value in row.items()
@@ -83,7 +82,7 @@ def to_alert_message(
             message_id=f"{alert.alert_id}-{alert.count}",
             topic=alert.topic,
             message_type=eventbus_pb2.MESSAGE_TYPE_ALERT,
-            timestamp=time.time_ns(),
+            timestamp=alert.last_seen_ns,
             source_id=SOURCE_ID,
         ),
         alert=to_alert_payload(alert, degradations),
@@ -92,7 +91,9 @@ def to_alert_message(
 
 def describe_degradations(degradations: Sequence[Degradation]) -> str:
     """Returns the text of the ``completeness`` column, such as ``degraded: polling procmond``."""
-    causes = dict.fromkeys(f"{one.reason.lower()} {one.subject}" for one in degradations)
+    causes = dict.fromkeys(
+        f"{one.reason.lower()} {one.subject.replace(',', '')}" for one in degradations
+    )
     return f"{_DEGRADED}{', '.join(causes)}"[:_MAX_TEXT_CHARS] if causes else COMPLETE
 
 
@@ -109,3 +110,11 @@ def parse_degradations(text: str) -> tuple[Degradation, ...]:
         )
         for reason, _, subject in causes
     )
+
+
+def _resources(row: Mapping[str, object]) -> Iterator[str]:
+    identity = [row.get(name) for name in ("boot_id", "pid", "start_ticks")]
+    if None not in identity:
+        yield f"process:{'/'.join(map(str, identity))}"
+    if row.get("exe"):
+        yield f"file:{row['exe']}"

@@ -24,7 +24,7 @@ from daemoneye_agent.live_processes import LiveProcesses
 from daemoneye_agent.pipeline import Pipeline
 from daemoneye_agent.query import QueryLimits
 from daemoneye_agent.query_pool import QueryPool
-from daemoneye_agent.registry import CollectorRegistry
+from daemoneye_agent.registry import CollectorRegistry, CollectorState, Transition
 from daemoneye_agent.rulebook import Rulebook, load_rulebook
 from daemoneye_agent.service_admin import CollectorAdminServicer
 from daemoneye_agent.service_alert import AlertServicer
@@ -33,6 +33,7 @@ from daemoneye_agent.service_registry import RegistryServicer
 from daemoneye_agent.service_rule import RuleServicer
 from daemoneye_agent.service_status import StatusServicer
 from daemoneye_agent.store import EventStore, StoreLimits
+from daemoneye_agent.store_file import StoreFailedError
 from daemoneye_agent.store_thread import StoreThread
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
@@ -47,6 +48,8 @@ __all__ = ["Agent", "serve"]
 STORE_FILE = "events.db"
 LEASE_SWEEP_S = 0.5
 RETENTION_SWEEP_S = 600.0
+FLUSH_BUDGET_S = 2.0
+"""How long a stopping agent waits for the broker to take the last alerts."""
 
 log = logging.getLogger("daemoneye.agent")
 
@@ -62,10 +65,10 @@ async def serve(settings: AgentSettings, stop: StopRequest) -> None:
         timedelta(seconds=settings.token_ttl_s),
     )
     store = StoreThread(lambda: open_store(settings))
-    opened = await store.open()
-    if opened.set_aside is not None:
-        log.error("the event store was corrupt; it was moved to %s", opened.set_aside)
     try:
+        opened = await store.open()
+        if opened.set_aside is not None:
+            log.error("the event store was corrupt; it was moved to %s", opened.set_aside)
         rulebook = await store.run(lambda it: load_rulebook(settings.rules_dir, it.rule_states()))
         await Agent(settings, issuer, store, opened.path, rulebook).run(stop)
     finally:
@@ -103,7 +106,9 @@ class Agent:
         self._bus = AgentBus(self._channel)
         self._registry = CollectorRegistry()
         self._clients = CollectorClients(layout, self._registry, own.token_for)
-        self._coverage = Coverage(self._registry, lambda: self._bus.is_subscribed)
+        self._coverage = Coverage(
+            self._registry, lambda: self._bus.is_subscribed, lambda: rulebook.failing
+        )
         self._pipeline = Pipeline(store, rulebook, self._coverage, self._bus.publish)
         limits = QueryLimits(deadline_s=settings.query_timeout_s)
         self._queries = QueryPool(store_path, limits, self._open_live)
@@ -113,17 +118,13 @@ class Agent:
         """Serves until ``stop`` is set, then drains."""
         await asyncio.to_thread(self._issuer.publish)
         self._coverage.note_lost((await self._store.run(EventStore.stats)).lost_events)
-        self._registry.on_change(
-            lambda change: log.info(
-                "%s is %s: %s", change.collector_id, change.after, change.reason
-            )
-        )
+        self._registry.on_change(self._note_change)
         server = self._build_server()
         await server.start()
         try:
             async with asyncio.TaskGroup() as group:
+                subscription = group.create_task(self._bus.run(self._pipeline), name="subscription")
                 tasks = [
-                    group.create_task(self._bus.run(self._pipeline), name="subscription"),
                     group.create_task(self._bus.publisher.run(), name="publisher"),
                     group.create_task(self._issuer.run(), name="issuer"),
                     group.create_task(self._sweep_leases(), name="leases"),
@@ -133,13 +134,23 @@ class Agent:
                 log.info("agent is ready")
                 await stop.wait()
                 await server.drain()
+                subscription.cancel()
+                await asyncio.wait({subscription})  # the batch under way is stored first
+                await self._bus.flush(FLUSH_BUDGET_S)
                 for task in tasks:
                     task.cancel()
         finally:
             await server.drain(0)
+            await self._queries.close()
             await self._clients.close()
             await self._channel.close()
-            self._queries.close()
+
+    def _note_change(self, change: Transition) -> None:
+        is_fine = change.after in {CollectorState.REGISTERED, CollectorState.SERVING}
+        level = logging.INFO if is_fine else logging.WARNING
+        log.log(level, "%s is %s: %s", change.collector_id, change.after, change.reason)
+        if change.after is CollectorState.DEREGISTERED:
+            self._coverage.forget(change.collector_id)
 
     def _open_live(self, timeout_s: float) -> LiveProcesses:
         loop = asyncio.get_running_loop()
@@ -152,9 +163,14 @@ class Agent:
 
     async def _sweep_store(self) -> None:
         while True:
-            dropped = await self._store.run(EventStore.enforce_retention)
-            for part in dropped:
-                log.info("dropped partition %s", part)
+            try:
+                dropped = await self._store.run(EventStore.enforce_retention)
+                self._coverage.note_lost((await self._store.run(EventStore.stats)).lost_events)
+            except StoreFailedError as error:
+                log.error("events are not let go of: %s", error.message)
+            else:
+                for part in dropped:
+                    log.info("dropped partition %s: %s", part.partition.name, part.reason)
             await asyncio.sleep(RETENTION_SWEEP_S)
 
     def _build_server(self) -> MeshServer:
@@ -175,7 +191,7 @@ class Agent:
             pipeline=self._pipeline,
             registry=self._registry,
             coverage=self._coverage,
-            broker_since_ns=lambda: self._bus.since_ns,
+            bus=self._bus,
         )
         server.on_drain(registry.drain)
         server.add(

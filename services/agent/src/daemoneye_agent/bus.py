@@ -4,9 +4,11 @@ Alerts go out through a bounded outbox; they are stored before, so one that does
 logged and still found by ``ListAlerts``.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 
 import grpc.aio
 
@@ -15,6 +17,7 @@ from collector_core.publisher import BusPublisher
 from collector_core.subscriber import BusSubscriber, Delivery, Gap, Opened
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_agent.pipeline import Pipeline
+from daemoneye_mesh.errors import InvalidRequestError, PermissionDeniedError
 
 __all__ = ["EVENT_PATTERN", "AgentBus"]
 
@@ -22,6 +25,7 @@ EVENT_PATTERN = "events.process.#"
 QUEUE_MESSAGES = 200_000
 MAX_WAITING_ALERTS = 10_000
 MAX_WAITING_BYTES = 32 << 20
+REFUSED_PAUSE_S = 10.0
 
 log = logging.getLogger("daemoneye.bus")
 
@@ -32,16 +36,23 @@ class AgentBus:
     Args:
         channel: channel to the broker.
         wall_ns: wall clock, for display.
+        refused_pause_s: pause before a subscription that was refused is asked for again.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, wall_ns: Callable[[], int] = time.time_ns
+        self,
+        channel: grpc.aio.Channel,
+        wall_ns: Callable[[], int] = time.time_ns,
+        refused_pause_s: float = REFUSED_PAUSE_S,
     ) -> None:
         self._subscriber = BusSubscriber(channel, "agent", [EVENT_PATTERN], QUEUE_MESSAGES)
         self._outbox = Outbox(MAX_WAITING_ALERTS, MAX_WAITING_BYTES)
         self.publisher = BusPublisher(channel, self._outbox)
         self._wall_ns = wall_ns
+        self._refused_pause_s = refused_pause_s
         self._since_ns = 0
+        self.refusal = ""
+        """Why the broker refuses the subscription; empty while it does not."""
         self.unpublished_count = 0
         """Alerts that found the outbox full."""
         self.gap_count = 0
@@ -66,15 +77,40 @@ class AgentBus:
                 message.metadata.topic,
             )
 
+    async def flush(self, timeout_s: float) -> None:
+        """Waits until the broker has taken the alerts that are queued, but not forever."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._outbox.wait_empty()
+        except TimeoutError:
+            log.warning(
+                "%d alerts are stored but not published before the end", self._outbox.pending_count
+            )
+
     async def run(self, pipeline: Pipeline) -> None:
-        """Takes everything that arrives through ``pipeline`` until cancelled."""
-        async for item in self._subscriber.items():
-            match item:
-                case Opened():
-                    self._since_ns = self._wall_ns()
-                    log.info("subscribed to %s", EVENT_PATTERN)
-                case Delivery(messages, undecodable_count):
-                    await pipeline.process(messages, undecodable_count)
-                case Gap(count, reason):
-                    self.gap_count += count
-                    log.error("the broker dropped %d events for us: %s", count, reason)
+        """Takes everything that arrives through ``pipeline`` until cancelled.
+
+        A broker that refuses the subscription is asked again and again: queries over what is stored
+        go on meanwhile, and say that new events do not arrive.
+        """
+        while True:
+            try:
+                await self._take_all(pipeline)
+            except (PermissionDeniedError, InvalidRequestError) as error:
+                self.refusal = error.message
+                log.error("the broker refuses the subscription: %s", error.message)
+            await asyncio.sleep(self._refused_pause_s)
+
+    async def _take_all(self, pipeline: Pipeline) -> None:
+        async with aclosing(self._subscriber.items()) as items:
+            async for item in items:
+                match item:
+                    case Opened():
+                        self._since_ns = self._wall_ns()
+                        self.refusal = ""
+                        log.info("subscribed to %s", EVENT_PATTERN)
+                    case Delivery(messages, undecodable_count):
+                        await pipeline.process(messages, undecodable_count)
+                    case Gap(count, reason):
+                        self.gap_count += count
+                        log.error("the broker dropped %d events for us: %s", count, reason)

@@ -4,9 +4,10 @@ Invariant: a collector is called only while it holds a lease, at the socket it r
 socket is the one its identity owns.
 """
 
+import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -21,7 +22,15 @@ from daemoneye.ipc.v1 import (
 )
 from daemoneye_agent.registry import Collector, CollectorRegistry, CollectorState
 from daemoneye_mesh.channel import correlation_metadata, open_channel
-from daemoneye_mesh.errors import ErrorReason, NotFoundError, PreconditionError, UnavailableError
+from daemoneye_mesh.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    PreconditionError,
+    UnavailableError,
+    UnsupportedError,
+)
 from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.layout import RuntimeLayout
 from daemoneye_mesh.rpc_status import from_rpc_error
@@ -30,7 +39,12 @@ __all__ = ["CollectorClients"]
 
 CONTROL_TIMEOUT_S = 5.0
 
+_ANSWERS = (InvalidRequestError, OverloadedError, PreconditionError, UnsupportedError)
+"""What a collector may say about the task itself; all else is between it and the agent."""
+
 _GONE = {CollectorState.UNAVAILABLE, CollectorState.DEREGISTERED}
+
+log = logging.getLogger("daemoneye.collectors")
 
 
 class CollectorClients:
@@ -57,13 +71,13 @@ class CollectorClients:
         """Refuses a registration whose socket is not the one of its identity.
 
         Raises:
-            PreconditionError: another path; the agent would hand its tasks to somebody else.
+            InvalidRequestError: another path; the agent would hand its tasks to somebody else.
         """
         expected = self._layout.collector_socket(collector_id)
         if Path(socket_path) != expected:
-            raise PreconditionError(
-                f"collector {collector_id} listens on {socket_path}; it must listen on {expected}",
-                reason=ErrorReason.SOCKET_UNUSABLE,
+            raise InvalidRequestError(
+                f"collector {collector_id} listens on {socket_path!r}; it must listen on {expected}",
+                field="socket_path",
                 socket_path=socket_path,
                 expected=expected,
             )
@@ -86,22 +100,30 @@ class CollectorClients:
                 yield chunk
 
     async def pause(self, collector_id: str) -> None:
-        """Makes a collector stop watching."""
-        request = collector_control_service_pb2.PauseMonitoringRequest()
+        """Makes a collector stop watching.
+
+        Raises:
+            DaemoneyeError: what the collector answered, or that it cannot be reached.
+        """
         stub = self._control(collector_id)
-        try:
-            await stub.PauseMonitoring(request, timeout=CONTROL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        request = collector_control_service_pb2.PauseMonitoringRequest()
+        with self._translated(collector_id):
+            await stub.PauseMonitoring(
+                request, timeout=CONTROL_TIMEOUT_S, metadata=correlation_metadata()
+            )
 
     async def resume(self, collector_id: str) -> None:
-        """Makes a collector watch again."""
-        request = collector_control_service_pb2.ResumeMonitoringRequest()
+        """Makes a collector watch again.
+
+        Raises:
+            DaemoneyeError: what the collector answered, or that it cannot be reached.
+        """
         stub = self._control(collector_id)
-        try:
-            await stub.ResumeMonitoring(request, timeout=CONTROL_TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        request = collector_control_service_pb2.ResumeMonitoringRequest()
+        with self._translated(collector_id):
+            await stub.ResumeMonitoring(
+                request, timeout=CONTROL_TIMEOUT_S, metadata=correlation_metadata()
+            )
 
     async def close(self) -> None:
         """Closes all channels."""
@@ -119,13 +141,15 @@ class CollectorClients:
             timeout=timeout_s,
             metadata=correlation_metadata(),
         )
+        expected_index = 0
         is_whole = False
         try:
-            async for chunk in call:
-                is_whole = chunk.is_last
-                yield chunk
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            with self._translated(collector_id):
+                async for chunk in call:
+                    _check_chunk(collector_id, task, chunk, expected_index)
+                    expected_index += 1
+                    is_whole = chunk.is_last
+                    yield chunk
         finally:
             call.cancel()
         if not is_whole:
@@ -133,6 +157,31 @@ class CollectorClients:
                 f"collector {collector_id} ended its answer early; try again",
                 collector_id=collector_id,
             )
+
+    @contextmanager
+    def _translated(self, collector_id: str) -> Iterator[None]:
+        """Raises what a collector answered as an error that our own caller may see.
+
+        What the transport says is foreign text, and a collector that does not accept the agent's
+        token has nothing to tell about the token of whoever asked us.
+        """
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            known = from_rpc_error(error)
+            if isinstance(known, _ANSWERS):
+                raise known from None
+            log.warning("call to %s failed: %s", collector_id, known.message)
+            if isinstance(known, DeadlineError):
+                raise DeadlineError(
+                    f"collector {collector_id} did not answer in time; try again",
+                    collector_id=collector_id,
+                ) from None
+            raise UnavailableError(
+                f"collector {collector_id} cannot be asked; see the agent's log and 'daemoneye"
+                " collectors'",
+                collector_id=collector_id,
+            ) from None
 
     def _control(
         self, collector_id: str
@@ -161,9 +210,28 @@ class CollectorClients:
                 collector_id=collector_id,
             )
         if collector.state in _GONE:
-            raise UnavailableError(
+            raise PreconditionError(
                 f"collector {collector_id} is {collector.state}; see 'daemoneye collectors'",
                 collector_id=collector_id,
                 state=collector.state,
             )
         return collector
+
+
+def _check_chunk(
+    collector_id: str,
+    task: ipc_pb2.DetectionTask,
+    chunk: collector_service_pb2.ExecuteTaskResponse,
+    expected_index: int,
+) -> None:
+    if chunk.result.task_id != task.task_id or chunk.chunk_index != expected_index:
+        raise UnavailableError(
+            f"collector {collector_id} mixed up the parts of its answer (MUST-COL-20); update it",
+            collector_id=collector_id,
+        )
+    if not chunk.result.success:
+        log.warning("%s failed at a task: %s", collector_id, chunk.result.error_message[:512])
+        raise UnavailableError(
+            f"collector {collector_id} failed at the task; its log says why",
+            collector_id=collector_id,
+        )

@@ -1,5 +1,6 @@
 """The settings of the agent."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,17 @@ from daemoneye_mesh.process import ProcessSettings
 
 __all__ = ["AgentSettings"]
 
+_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 DOMAINS = frozenset({"process", "network", "filesystem", "performance"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings(ProcessSettings):
-    """Settings of ``daemoneye-agent``."""
+    """Settings of ``daemoneye-agent``.
+
+    Raises:
+        InvalidConfigError: a name is malformed or used twice, or a collector is no ID=DOMAIN.
+    """
 
     state_dir: Path | None = setting(
         None,
@@ -42,6 +48,13 @@ class AgentSettings(ProcessSettings):
         10.0, help="how long one query may run", minimum=0.1, maximum=60.0
     )
 
+    def __post_init__(self) -> None:
+        entries = [entry.partition("=")[0] for entry in self.collectors]
+        for setting_name, names in (("collectors", entries), ("operators", list(self.operators))):
+            _check_names(setting_name, names)
+        for entry in self.collectors:
+            _parse_collector(entry)
+
     @property
     def state_path(self) -> Path:
         """Directory of what outlives a boot."""
@@ -49,18 +62,30 @@ class AgentSettings(ProcessSettings):
 
     @property
     def collector_domains(self) -> dict[str, frozenset[str]]:
-        """The domains of each collector that gets an identity.
-
-        Raises:
-            InvalidConfigError: an entry is no ID=DOMAIN.
-        """
+        """The domains of each collector that gets an identity."""
         return dict(_parse_collector(entry) for entry in self.collectors)
+
+
+def _check_names(setting_name: str, names: list[str]) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise InvalidConfigError(
+                f"{setting_name} has {name!r}; use 1 to 64 of a-z 0-9 _ -",
+                setting=setting_name,
+                entry=name,
+            )
+        if names.count(name) > 1:
+            raise InvalidConfigError(
+                f"{setting_name} has {name!r} more than once; write ID=DOMAIN+DOMAIN in one entry",
+                setting=setting_name,
+                entry=name,
+            )
 
 
 def _parse_collector(entry: str) -> tuple[str, frozenset[str]]:
     collector_id, _, text = entry.partition("=")
     domains = frozenset(text.split("+"))
-    if not collector_id or not domains <= DOMAINS:
+    if not domains <= DOMAINS:
         raise InvalidConfigError(
             f"collectors has {entry!r}; write ID=DOMAIN, with domains of {', '.join(sorted(DOMAINS))}",
             setting="collectors",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from daemoneye_agent.registry import Collector, CollectorRegistry, CollectorState
 from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degradations
 
-__all__ = ["PROCESS_DOMAIN", "Coverage"]
+__all__ = ["PROCESS_DOMAIN", "Coverage", "bound_degradations"]
 
 PROCESS_DOMAIN = "process"
 MAX_CAUSES = 32
@@ -48,7 +48,10 @@ class Coverage:
         self, collector_id: str, instance_epoch: int, degradations: tuple[Degradation, ...]
     ) -> None:
         """Takes over what an instance of a collector says of itself."""
-        self._reported[collector_id] = (instance_epoch, bound(collector_id, degradations))
+        self._reported[collector_id] = (
+            instance_epoch,
+            bound_degradations(collector_id, degradations),
+        )
 
     def forget(self, collector_id: str) -> None:
         """Drops what a collector said: it has left."""
@@ -92,8 +95,9 @@ class Coverage:
                     "the event bus is not reached; new events do not arrive",
                 )
             )
-        reported = (self.reported(collector) for collector in self.process_collectors())
-        return merge_degradations(self.missing_collectors(), *reported, own)
+        known = self._known()
+        reported = (self.reported(one) for one in known if one.state in _IN_SERVICE)
+        return merge_degradations(self._missing(known), *reported, own)
 
     def of_tables(self, tables: Iterable[str]) -> tuple[Degradation, ...]:
         """What may be missing from an answer over stored ``tables``."""
@@ -112,12 +116,13 @@ class Coverage:
 
     def missing_collectors(self) -> tuple[Degradation, ...]:
         """The process collectors that should be in service and are not."""
+        return self._missing(self._known())
+
+    def _missing(self, known: tuple[Collector, ...]) -> tuple[Degradation, ...]:
         silent = tuple(
-            self._unavailable(one)
-            for one in self._known()
-            if one.state is CollectorState.UNAVAILABLE
+            self._unavailable(one) for one in known if one.state is CollectorState.UNAVAILABLE
         )
-        if silent or self.process_collectors():
+        if silent or any(one.state in _IN_SERVICE for one in known):
             return silent
         nobody = "no process collector is in service"
         return (Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, PROCESS_DOMAIN, nobody),)
@@ -141,7 +146,9 @@ class Coverage:
         )
 
 
-def bound(collector_id: str, degradations: tuple[Degradation, ...]) -> tuple[Degradation, ...]:
+def bound_degradations(
+    collector_id: str, degradations: tuple[Degradation, ...]
+) -> tuple[Degradation, ...]:
     """Returns what is kept of a collector's words; what is left out is said."""
     kept = tuple(
         Degradation(one.reason, one.subject[:_MAX_SUBJECT_CHARS], one.message[:_MAX_MESSAGE_CHARS])

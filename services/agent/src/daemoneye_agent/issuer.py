@@ -6,14 +6,14 @@ and one audience, never for more domains than the bearer was enrolled with.
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from daemoneye_mesh.directories import prepare_directory
-from daemoneye_mesh.errors import InvalidRequestError, PermissionDeniedError
-from daemoneye_mesh.identity import Identity, IdentityKind, InvalidIdentityError
+from daemoneye_mesh.errors import DaemoneyeError, InvalidRequestError, PermissionDeniedError
+from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.layout import RuntimeLayout
 from daemoneye_mesh.token import (
     TokenIssuer,
@@ -25,8 +25,9 @@ from daemoneye_mesh.token import (
 __all__ = ["IdentityIssuer", "IssuedToken", "OwnTokens"]
 
 KEY_FILE = "issuer-key.pem"
-_SERVICES = {IdentityKind.AGENT, IdentityKind.BROKER, IdentityKind.COLLECTOR}
 _RENEW_SHARE = 0.4
+_RETRY_SHARE = 0.05
+_MAX_RETRY_S = 30.0
 
 log = logging.getLogger("daemoneye.issuer")
 
@@ -62,6 +63,8 @@ class IdentityIssuer:
         self._ttl = ttl
         self._domains = {layout.collector(name): domains for name, domains in collectors.items()}
         self._enrolled = (*self._domains, *(layout.operator(name) for name in operators))
+        services = (layout.agent, layout.broker, *self._domains)
+        self._audiences = frozenset(service.spiffe_id for service in services)
         key = load_or_create_key(state_dir / KEY_FILE)
         self._issuer = TokenIssuer(key, layout.trust_domain)
 
@@ -75,11 +78,20 @@ class IdentityIssuer:
             write_token_file(self._layout.token_file(identity), token)
 
     async def run(self) -> None:
-        """Renews the bootstrap tokens until cancelled."""
+        """Renews the bootstrap tokens until cancelled; a failure is tried again before they end."""
+        life_s = self._ttl.total_seconds()
+        delay_s = life_s * _RENEW_SHARE
         while True:
-            await asyncio.sleep(self._ttl.total_seconds() * _RENEW_SHARE)
-            await asyncio.to_thread(self.publish)
-            log.debug("bootstrap tokens renewed")
+            await asyncio.sleep(delay_s)
+            try:
+                await asyncio.to_thread(self.publish)
+            except (DaemoneyeError, OSError) as error:
+                known = error.message if isinstance(error, DaemoneyeError) else error.strerror
+                log.error("bootstrap tokens not renewed, trying again: %s", known)
+                delay_s = min(life_s * _RETRY_SHARE, _MAX_RETRY_S)
+            else:
+                log.debug("bootstrap tokens renewed")
+                delay_s = life_s * _RENEW_SHARE
 
     def issue(self, bearer: Identity, audience: str) -> IssuedToken:
         """Signs a token of ``bearer`` for ``audience``.
@@ -100,30 +112,44 @@ class IdentityIssuer:
         return IssuedToken(token, expires_at)
 
     def _check_audience(self, audience: str) -> None:
-        try:
-            known = Identity.parse(audience)
-        except InvalidIdentityError:
-            known = None
-        if known is None or known.kind not in _SERVICES:
+        if audience not in self._audiences:
             raise InvalidRequestError(
                 "the audience is no service of this mesh; name it like"
                 f" {self._layout.broker.spiffe_id}",
                 field="audience",
+                audience=audience,
             )
 
 
 class OwnTokens:
-    """The agent's tokens for the services it calls, issued by itself and renewed when due."""
+    """The agent's tokens for the services it calls, issued by itself and renewed when due.
 
-    def __init__(self, issuer: IdentityIssuer, agent: Identity) -> None:
+    Args:
+        issuer: signs them.
+        agent: identity of the agent.
+        now: wall clock.
+    """
+
+    def __init__(
+        self,
+        issuer: IdentityIssuer,
+        agent: Identity,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._issuer = issuer
         self._agent = agent
-        self._held: dict[str, IssuedToken] = {}
+        self._now = now
+        self._held: dict[str, tuple[IssuedToken, datetime]] = {}
 
     def token_for(self, audience: Identity) -> str:
         """Returns a token that is valid for a while yet; safe to call from any thread."""
         held = self._held.get(audience.spiffe_id)
-        if held is None or held.expires_at - datetime.now(UTC) < timedelta(seconds=30):
-            held = self._issuer.issue(self._agent, audience.spiffe_id)
+        if held is None or not self._is_fresh(*held):
+            held = (self._issuer.issue(self._agent, audience.spiffe_id), self._now())
             self._held[audience.spiffe_id] = held
-        return held.token
+        return held[0].token
+
+    def _is_fresh(self, issued: IssuedToken, issued_at: datetime) -> bool:
+        # A clock that was set back would make the token one of the future, which nobody accepts.
+        age = self._now() - issued_at
+        return timedelta(0) <= age < (issued.expires_at - issued_at) * _RENEW_SHARE

@@ -2,54 +2,47 @@
 
 Order for every batch: the events are committed, then the rules look at exactly what was new, then
 alerts are committed, then they are published (MUST-ALR-01). All that touches SQLite runs in the one
-thread of the store.
+thread of the store. A store that refuses to write is tried again from the step that failed: nothing
+that was taken from the bus is given up, and no step is done twice.
 """
 
+import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from daemoneye.eventbus.v1 import eventbus_pb2
-from daemoneye_agent.alert import Alert, AlertDraft, render_row
-from daemoneye_agent.alert_message import describe_degradations, to_alert_message
+from daemoneye_agent.alert import AlertDraft
+from daemoneye_agent.alert_message import to_alert_message
+from daemoneye_agent.batch import Batch, Recorded, to_draft
 from daemoneye_agent.coverage import Coverage
-from daemoneye_agent.engine import Match, RuleFailure
-from daemoneye_agent.event import EventRow
-from daemoneye_agent.process_row import to_event_row
+from daemoneye_agent.engine import Match
+from daemoneye_agent.loss import Loss
 from daemoneye_agent.rulebook import Rulebook
 from daemoneye_agent.store import EventStore
+from daemoneye_agent.store_file import StoreFailedError
 from daemoneye_agent.store_thread import StoreThread
-from daemoneye_mesh.completeness import Degradation
-from daemoneye_mesh.errors import InvalidRequestError
+from daemoneye_mesh.errors import DaemoneyeError
 
-__all__ = ["BatchOutcome", "Pipeline", "PipelineCounters"]
+__all__ = ["Pipeline", "PipelineCounters"]
+
+FIRST_RETRY_S = 0.5
+MAX_RETRY_S = 10.0
+MAX_LOGGED = 3
+"""Lines of one kind for one batch; a line more says how many were left out."""
 
 log = logging.getLogger("daemoneye.pipeline")
 
 
 @dataclass(slots=True)
 class PipelineCounters:
-    """What the pipeline did: received = stored + duplicate + refused."""
+    """What the pipeline did: received = stored + duplicate + refused, but for a batch under way."""
 
     received: int = 0
     stored: int = 0
     duplicate: int = 0
     alerts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOutcome:
-    """What became of one batch in the store's thread."""
-
-    stored: int
-    duplicate: int
-    refused: int
-    lost_events: int | None
-    """All events known to be missing; None when that did not change."""
-    alerts: tuple[tuple[Alert, bool], ...]
-    failures: tuple[RuleFailure, ...]
 
 
 class Pipeline:
@@ -59,7 +52,8 @@ class Pipeline:
         store: thread that owns the event store.
         rulebook: the rules, evaluated in the same thread.
         coverage: what cannot be seen, for the completeness of alerts.
-        publish: takes an encoded alert message for the bus.
+        publish: takes an alert message for the bus.
+        first_retry_s: pause after the store first refused a batch; it doubles up to ten seconds.
     """
 
     def __init__(
@@ -68,11 +62,15 @@ class Pipeline:
         rulebook: Rulebook,
         coverage: Coverage,
         publish: Callable[[eventbus_pb2.EventBusMessage], None],
+        first_retry_s: float = FIRST_RETRY_S,
     ) -> None:
         self._store = store
         self._rulebook = rulebook
         self._coverage = coverage
         self._publish = publish
+        self._first_retry_s = first_retry_s
+        self.trouble = ""
+        """Why events wait to be stored; empty while they do not."""
         self.counters = PipelineCounters()
         self.refused: Counter[str] = Counter()
         """Messages that could not be used, by reason."""
@@ -82,6 +80,8 @@ class Pipeline:
     ) -> None:
         """Takes one batch through; returns when its alerts are on their way.
 
+        When the caller is cancelled, the step under way ends first and what it did is counted.
+
         Args:
             messages: the batch.
             undecodable_count: further messages of it that were no messages.
@@ -89,80 +89,121 @@ class Pipeline:
         self.counters.received += len(messages) + undecodable_count
         if undecodable_count:
             self.refused["undecodable"] += undecodable_count
-        degradations = self._coverage.of_events()
-        outcome = await self._store.run(self._process_batch, messages, degradations)
-        self._count(outcome)
-        for alert, _ in outcome.alerts:
-            self._publish(to_alert_message(alert, degradations))
+        batch = Batch(messages, self._coverage.of_events())
+        try:
+            await self._take_through(batch)
+        finally:
+            self._count(batch)
+            for recorded in batch.recorded:
+                self._announce(recorded, batch)
 
-    def _count(self, outcome: BatchOutcome) -> None:
-        self.counters.stored += outcome.stored
-        self.counters.duplicate += outcome.duplicate
-        self.counters.alerts += len(outcome.alerts)
-        if outcome.refused:
-            self.refused["store_refused"] += outcome.refused
-        if outcome.lost_events is not None:
-            self._coverage.note_lost(outcome.lost_events)
-        self._coverage.note_rule_failures(
-            (failure.rule_id, failure.reason) for failure in outcome.failures
-        )
-
-    def _process_batch(
-        self,
-        store: EventStore,
-        messages: Sequence[eventbus_pb2.EventBusMessage],
-        degradations: Sequence[Degradation],
-    ) -> BatchOutcome:
-        rows = self._convert(messages)
-        result = store.ingest(rows)
-        matches, failures = self._rulebook.evaluate(result.accepted)
-        for failure in failures:
-            log.error("rule %s failed: %s", failure.rule_id, failure.reason)
-        for loss in result.losses:
-            log.warning(
-                "events %d to %d of %s are missing: %s",
-                loss.first_sequence,
-                loss.last_sequence,
-                loss.source_id,
-                loss.reason,
-            )
-        drafts = [to_draft(match, degradations) for match in matches]
-        changed = bool(result.losses or result.repaired)
-        return BatchOutcome(
-            stored=len(result.accepted),
-            duplicate=result.duplicates,
-            refused=result.refused,
-            lost_events=store.stats().lost_events if changed else None,
-            alerts=store.record_alerts(drafts) if drafts else (),
-            failures=failures,
-        )
-
-    def _convert(self, messages: Sequence[eventbus_pb2.EventBusMessage]) -> list[EventRow]:
-        rows: list[EventRow] = []
-        for message in messages:
+    async def _take_through(self, batch: Batch) -> None:
+        delay_s = self._first_retry_s
+        while True:
             try:
-                rows.append(to_event_row(message))
-            except InvalidRequestError as error:
-                self.refused[error.reason.lower()] += 1
-                log.warning("event of %s not used: %s", message.metadata.source_id, error.message)
-        return rows
+                await self._advance_off_loop(batch)
+            except StoreFailedError as error:
+                self._note_trouble(error.message)
+            else:
+                self._note_trouble("")
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, MAX_RETRY_S)
+
+    async def _advance_off_loop(self, batch: Batch) -> None:
+        work = asyncio.ensure_future(self._store.run(self._advance, batch))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            if not work.cancelled() and (error := work.exception()) is not None:
+                log.error("a batch was not finished before the end: %s", type(error).__name__)
+            raise
+
+    def _advance(self, store: EventStore, batch: Batch) -> None:
+        """Does whatever the batch still lacks; in the store's thread."""
+        if batch.rows is None:
+            batch.convert()
+            report(f"{count} events not used: {why}" for why, count in batch.unusable.items())
+        if batch.result is None:
+            batch.result = store.ingest(batch.rows or [])
+            report(map(describe_loss, batch.result.losses))
+        if batch.drafts is None:
+            batch.drafts = self._detect(batch)
+        if batch.drafts and not batch.recorded:
+            batch.recorded = store.record_alerts(batch.drafts)
+        if batch.lost_events is None and (batch.result.losses or batch.result.repaired):
+            batch.lost_events = store.stats().lost_events
+
+    def _detect(self, batch: Batch) -> list[AlertDraft]:
+        accepted = batch.result.accepted if batch.result else []
+        matches, failures = self._rulebook.evaluate(accepted)
+        batch.failures = {failure.rule_id: failure.reason for failure in failures}
+        drafts = [draft for match in matches if (draft := self._draft(match, batch)) is not None]
+        report(f"rule {rule_id} failed: {reason}" for rule_id, reason in batch.failures.items())
+        return drafts
+
+    def _draft(self, match: Match, batch: Batch) -> AlertDraft | None:
+        rule_id = match.rule.id
+        try:
+            return to_draft(match, batch.degradations_for(rule_id))
+        except (DaemoneyeError, KeyError) as error:
+            # A rule that was let in although its alerts cannot be kept must not stop the others.
+            known = error.message if isinstance(error, DaemoneyeError) else f"no column {error}"
+            batch.failures[rule_id] = f"its alert cannot be kept: {known}"
+            self._rulebook.note_failure(rule_id, batch.failures[rule_id])
+            return None
+
+    def _count(self, batch: Batch) -> None:
+        result = batch.result
+        if result is None:
+            return
+        # The store refuses what could not be converted, too, to know its sequence as lost; when it
+        # is sent again, the store takes it for a duplicate.
+        refused_by_store = result.refused - batch.refused.total()
+        self.counters.stored += len(result.accepted)
+        self.counters.duplicate += result.duplicates + min(refused_by_store, 0)
+        self.counters.alerts += len(batch.recorded)
+        self.refused.update(batch.refused)
+        if refused_by_store > 0:
+            self.refused["store_refused"] += refused_by_store
+        if batch.lost_events is not None:
+            self._coverage.note_lost(batch.lost_events)
+
+    def _announce(self, recorded: Recorded, batch: Batch) -> None:
+        alert, is_new = recorded
+        self._publish(to_alert_message(alert, batch.degradations_for(alert.rule_id)))
+        if is_new:
+            log.warning(
+                "%s alert: %s (%s)",
+                alert.severity,
+                alert.title,
+                alert.rule_id,
+                extra={"alert_id": alert.alert_id, "rule_id": alert.rule_id},
+            )
+
+    def _note_trouble(self, cause: str) -> None:
+        if cause == self.trouble:
+            return
+        if cause:
+            log.error("events wait, because they cannot be stored: %s", cause)
+        else:
+            log.info("events are stored again")
+        self.trouble = cause
+        self._coverage.note_store_failure(cause or None)
 
 
-def to_draft(match: Match, degradations: Sequence[Degradation]) -> AlertDraft:
-    """Returns the alert that a match raises."""
-    return AlertDraft(
-        rule_id=match.rule.id,
-        severity=match.rule.severity,
-        title=match.rule.title,
-        description=match.rule.description,
-        dedup_key=match.dedup_key,
-        seen_ns=_seen_ns(match),
-        event_id=match.event_id,
-        row=render_row(match.row),
-        completeness=describe_degradations(degradations),
-    )
+def describe_loss(loss: Loss) -> str:
+    """Returns the sentence about one range."""
+    first, last, source = loss.first_sequence, loss.last_sequence, loss.source_id
+    return f"events {first} to {last} of {source} are missing: {loss.reason}"
 
 
-def _seen_ns(match: Match) -> int:
-    seen = match.row.get("time_ns")
-    return seen if isinstance(seen, int) else time.time_ns()
+def report(lines: Iterable[str]) -> None:
+    """Logs the first few lines, and how many more there were."""
+    count = 0
+    for count, line in enumerate(lines, start=1):
+        if count <= MAX_LOGGED:
+            log.warning("%s", line)
+    if count > MAX_LOGGED:
+        log.warning("and %d more like this in the same batch", count - MAX_LOGGED)

@@ -27,20 +27,24 @@ KINDS: dict[int, str] = {
 
 _COLUMN_OF_FIELD = {
     "executable_path": "exe",
-    "command_line": "argv",
+    "command_line": "argv,cmdline",
     "memory_usage": "memory_bytes",
     "cgroup_path": "cgroup",
     "executable_deleted": "exe_deleted",
     "executable_memfd": "exe_memfd",
 }
 
-_NO_PARENT: EventRow = (None, None, None)
+_NOTHING: frozenset[str] = frozenset()
+_NO_IMAGE: EventRow = (None, None, None)
 
 
 def to_process_row(record: common_pb2.ProcessRecord) -> EventRow:
     """Returns a row of ``processes``: the process columns in their order."""
     has = record.HasField
     argv = list(record.command_line)
+    # Where nothing is missing, nothing has to be looked for: the path of nearly every record.
+    missing = frozenset(record.missing_fields) if record.missing_fields else _NOTHING
+    is_argv_known = "command_line" not in missing
     return (
         record.pid,
         record.ppid if has("ppid") else None,
@@ -49,8 +53,8 @@ def to_process_row(record: common_pb2.ProcessRecord) -> EventRow:
         record.start_time_ns if has("start_time_ns") else None,
         record.name,
         record.executable_path if has("executable_path") else None,
-        shlex.join(argv),
-        json.dumps(argv, ensure_ascii=False),
+        shlex.join(argv) if is_argv_known else None,
+        json.dumps(argv, ensure_ascii=False) if is_argv_known else None,
         record.cwd if has("cwd") else None,
         record.uid if has("uid") else None,
         record.euid if has("euid") else None,
@@ -61,15 +65,15 @@ def to_process_row(record: common_pb2.ProcessRecord) -> EventRow:
         record.session_id if has("session_id") else None,
         record.process_group_id if has("process_group_id") else None,
         record.tty if has("tty") else None,
-        record.state,
+        record.state or None,
         record.thread_count if has("thread_count") else None,
         record.fd_count if has("fd_count") else None,
         record.cpu_time_ms if has("cpu_time_ms") else None,
         record.memory_usage if has("memory_usage") else None,
         record.cgroup_path if has("cgroup_path") else None,
         record.container_id if has("container_id") else None,
-        int(record.executable_deleted),
-        int(record.executable_memfd),
+        None if "executable_deleted" in missing else int(record.executable_deleted),
+        None if "executable_memfd" in missing else int(record.executable_memfd),
         int(record.kernel_thread),
         to_column_names(record.missing_fields),
     )
@@ -85,6 +89,10 @@ def to_event_row(message: eventbus_pb2.EventBusMessage) -> EventRow:
     if message.collection_event.WhichOneof("event_data") != "process_event":
         raise InvalidRequestError("the message carries no process event", topic=metadata.topic)
     event = message.collection_event.process_event
+    if not event.process.pid or not event.process.boot_id:
+        raise InvalidRequestError(
+            "the event does not say which process it is about", topic=metadata.topic
+        )
     kind = KINDS.get(event.subtype)
     if kind is None:
         raise InvalidRequestError(
@@ -114,14 +122,15 @@ def to_column_names(fields: Iterable[str]) -> str:
 
 def _parent(event: event_data_pb2.ProcessEventData) -> EventRow:
     if not event.HasField("tree_context") or not event.tree_context.HasField("parent_process"):
-        return _NO_PARENT
+        return _NO_IMAGE
     return _image(event.tree_context.parent_process)
 
 
 def _previous(event: event_data_pb2.ProcessEventData) -> EventRow:
-    return _image(event.previous) if event.HasField("previous") else _NO_PARENT
+    return _image(event.previous) if event.HasField("previous") else _NO_IMAGE
 
 
 def _image(record: common_pb2.ProcessRecord) -> EventRow:
     path = record.executable_path if record.HasField("executable_path") else None
-    return record.name, path, shlex.join(record.command_line)
+    is_argv_known = "command_line" not in record.missing_fields
+    return record.name, path, shlex.join(record.command_line) if is_argv_known else None

@@ -1,13 +1,14 @@
 """The loaded rules and which of them run.
 
 Invariant: used from the store's thread only, apart from ``rules`` and ``find``, which read what never
-changes. A rule runs when its document enables it and no operator switched it off; or when one
-switched it on.
+changes, and ``failing``. A rule runs when its document enables it and no operator switched it off, or
+when one switched it on; one that failed too often stays off until an operator switches it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from daemoneye_agent.engine import Match, RuleCounters, RuleEngine, RuleFailure
 from daemoneye_agent.event import EventRow
@@ -48,9 +49,13 @@ class Rulebook:
     def __init__(self, rules: Sequence[LoadedRule], switches: Mapping[str, bool]) -> None:
         self._rules = {one.rule.id: one for one in rules}
         self._switches = dict(switches)
+        self._tripped: dict[str, str] = {}
         self._totals: dict[str, RuleCounters] = {}
         self._last_failures: dict[str, str] = {}
-        self._engine = self._build()
+        self._engine = self._build(self._switches, self._tripped)
+        self.failing: Mapping[str, str] = MappingProxyType({})
+        """The enabled rules that did not look at the latest events, with the reason; may be read
+        from any thread."""
 
     @property
     def rules(self) -> tuple[LoadedRule, ...]:
@@ -76,20 +81,49 @@ class Rulebook:
 
     def evaluate(self, rows: Sequence[EventRow]) -> tuple[list[Match], tuple[RuleFailure, ...]]:
         """Runs every enabled rule on new events."""
+        if not rows:
+            return [], ()  # nobody looked, so nobody's failure is over
         matches = self._engine.evaluate(rows)
-        for failure in self._engine.failures:
+        failures = self._engine.failures
+        for failure in failures:
             self._last_failures[failure.rule_id] = failure.reason
-        return matches, self._engine.failures
+        self._note_failing(failures)
+        return matches, failures
 
-    def switch(self, rule_id: str, is_enabled: bool) -> RuleState:
-        """Switches a rule on or off; switching on also forgives its failures."""
+    def note_failure(self, rule_id: str, reason: str) -> None:
+        """Takes over why a rule's matches came to nothing, until it runs the next time."""
+        self._last_failures[rule_id] = reason
+        self.failing = MappingProxyType({**self.failing, rule_id: reason})
+
+    def switch(self, rule_id: str, is_enabled: bool, keep: Callable[[], None]) -> RuleState:
+        """Switches a rule on or off; switching it also forgives its failures.
+
+        Args:
+            rule_id: which.
+            is_enabled: whether it shall run.
+            keep: writes the choice down; called once it is clear that the rule can run, and before
+                it takes effect.
+
+        Raises:
+            NotFoundError: there is none of that id.
+            InvalidRuleError: SQLite does not accept its SQL; nothing was changed.
+        """
         self.find(rule_id)
+        switches = {**self._switches, rule_id: is_enabled}
+        tripped = {**self._tripped, **self._engine.disabled}
+        tripped.pop(rule_id, None)
+        engine = self._build(switches, tripped)
+        try:
+            keep()
+        except BaseException:
+            engine.close()
+            raise
         for key, counters in self._engine.counters.items():
             self._totals[key] = _sum(self._totals.get(key), counters)
-        self._switches[rule_id] = is_enabled
-        self._last_failures.pop(rule_id, None)
         self._engine.close()
-        self._engine = self._build()
+        self._engine, self._switches, self._tripped = engine, switches, tripped
+        self._last_failures.pop(rule_id, None)
+        self._note_failing(())
         return self.state(rule_id)
 
     def state(self, rule_id: str) -> RuleState:
@@ -98,7 +132,8 @@ class Rulebook:
         current = self._engine.counters.get(rule_id, RuleCounters())
         return RuleState(
             loaded=loaded,
-            is_enabled=self._is_enabled(loaded.rule) and rule_id not in self._engine.disabled,
+            is_enabled=rule_id in {rule.id for rule in self._engine.rules}
+            and rule_id not in self._engine.disabled,
             counters=_sum(self._totals.get(rule_id), current),
             last_failure=self._last_failures.get(rule_id, ""),
         )
@@ -107,11 +142,17 @@ class Rulebook:
         """Returns every rule by id and what it did."""
         return tuple(self.state(rule_id) for rule_id in sorted(self._rules))
 
-    def _is_enabled(self, rule: Rule) -> bool:
-        return self._switches.get(rule.id, rule.enabled)
+    def close(self) -> None:
+        """Frees the memory; the rulebook is of no use afterwards."""
+        self._engine.close()
 
-    def _build(self) -> RuleEngine:
-        wanted = [one.rule for one in self._rules.values() if self._is_enabled(one.rule)]
+    def _note_failing(self, failures: Sequence[RuleFailure]) -> None:
+        latest = {failure.rule_id: failure.reason for failure in failures}
+        self.failing = MappingProxyType({**self._tripped, **self._engine.disabled, **latest})
+
+    def _build(self, switches: Mapping[str, bool], tripped: Mapping[str, str]) -> RuleEngine:
+        rules = (one.rule for one in self._rules.values() if one.rule.id not in tripped)
+        wanted = [rule for rule in rules if switches.get(rule.id, rule.enabled)]
         return RuleEngine([replace(rule, enabled=True) for rule in wanted])
 
 

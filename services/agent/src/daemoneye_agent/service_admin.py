@@ -75,7 +75,7 @@ class CollectorAdminServicer(collector_admin_service_pb2_grpc.CollectorAdminServ
             socket_path=registration.socket_path,
             domains=registration.domains,
             instance_epoch=registration.instance_epoch,
-            completeness=to_completeness(self._coverage.reported(registration.collector_id)),
+            completeness=to_completeness(self._coverage.reported(collector)),
             metrics=dict(beat.metrics) if beat else {},
         )
         info.state_since.FromNanoseconds(collector.since_ns)

@@ -1,6 +1,6 @@
 """``agent.v1.QueryService``: SQL in, rows and completeness out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -9,10 +9,10 @@ from daemoneye.agent.v1 import query_service_pb2_grpc
 from daemoneye_agent.event import EventRow, SqlValue
 from daemoneye_agent.query_pool import QueryAnswer, QueryPool
 from daemoneye_agent.schema import TABLES, Table, TableKind
-from daemoneye_agent.sql import validate
 from daemoneye_mesh.completeness import Degradation, merge_degradations
 from daemoneye_mesh.completeness_message import to_completeness
-from daemoneye_mesh.errors import InvalidRequestError
+from daemoneye_mesh.errors import ErrorReason, InvalidRequestError, OverloadedError
+from daemoneye_mesh.limits import MAX_BATCH_BYTES
 
 __all__ = ["QueryServicer"]
 
@@ -40,33 +40,36 @@ class QueryServicer(query_service_pb2_grpc.QueryServiceServicer):
     async def ExecuteQuery(
         self, request: pb.ExecuteQueryRequest, context: Any
     ) -> AsyncIterator[pb.ExecuteQueryResponse]:
-        """Validates, runs, streams; the completeness comes last."""
+        """Runs and streams; the completeness comes last."""
         if request.max_rows > MAX_ROWS:
             raise InvalidRequestError(
                 f"max_rows {request.max_rows} is more than {MAX_ROWS}; ask for fewer",
                 field="max_rows",
                 limit=MAX_ROWS,
             )
-        query = validate(request.sql)
-        known = self._degradations_of(frozenset(query.tables))
         parameters = {name: _from_value(value) for name, value in request.parameters.items()}
-        row_count = 0
-        answer = QueryAnswer((), ())
-        is_first = True
         answers = self._pool.run(
-            query, parameters, request.max_rows or None, context.time_remaining()
+            request.sql, parameters, request.max_rows, context.time_remaining()
         )
+        known: tuple[Degradation, ...] | None = None
+        answer = QueryAnswer((), ())
+        row_count = 0
         async with aclosing(answers) as pieces:
             async for answer in pieces:
+                if known is None:
+                    known = self._degradations_of(answer.tables)
+                    yield pb.ExecuteQueryResponse(columns=answer.columns)
+                for response in _to_responses(answer.rows):
+                    yield response
                 row_count += len(answer.rows)
-                yield pb.ExecuteQueryResponse(
-                    columns=answer.columns if is_first else (), rows=map(_to_row, answer.rows)
-                )
-                is_first = False
         yield pb.ExecuteQueryResponse(
             is_last=True,
             row_count=row_count,
-            completeness=to_completeness(merge_degradations(known, answer.degradations)),
+            completeness=to_completeness(
+                merge_degradations(
+                    known or (), self._degradations_of(answer.tables), answer.degradations
+                )
+            ),
         )
 
     async def ListTables(
@@ -79,6 +82,28 @@ class QueryServicer(query_service_pb2_grpc.QueryServiceServicer):
 def _from_value(value: pb.SqlValue) -> SqlValue:
     kind = value.WhichOneof("kind")
     return None if kind is None else getattr(value, kind)
+
+
+def _to_responses(rows: Sequence[EventRow]) -> Iterator[pb.ExecuteQueryResponse]:
+    """Yields the rows in responses that fit into a message."""
+    if not rows:
+        return
+    response = pb.ExecuteQueryResponse(rows=map(_to_row, rows))
+    size_bytes = response.ByteSize()
+    if size_bytes <= MAX_BATCH_BYTES:
+        yield response
+    elif len(rows) > 1:
+        middle = len(rows) // 2
+        yield from _to_responses(rows[:middle])
+        yield from _to_responses(rows[middle:])
+    else:
+        raise OverloadedError(
+            f"one row has {size_bytes} bytes, more than {MAX_BATCH_BYTES}; select less of it with"
+            " substr",
+            reason=ErrorReason.RESULT_TOO_LARGE,
+            size_bytes=size_bytes,
+            limit_bytes=MAX_BATCH_BYTES,
+        )
 
 
 def _to_row(row: EventRow) -> pb.SqlRow:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from google.protobuf import duration_pb2
@@ -18,6 +18,7 @@ from daemoneye_agent.registry import (
     MISSED_LIMIT,
     CollectorRegistry,
     Heartbeat,
+    NotRegisteredError,
     RegistrationRequest,
     ReportedHealth,
 )
@@ -33,6 +34,8 @@ from daemoneye_mesh.errors import (
 from daemoneye_mesh.identity import Identity, IdentityKind
 
 __all__ = ["RegistryServicer"]
+
+_SHORTEST_S = 1e-3
 
 _HEALTH = {
     pb.COLLECTOR_HEALTH_UNSPECIFIED: ReportedHealth.STARTING,
@@ -80,6 +83,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         self, request: pb.RegisterCollectorRequest, context: Any
     ) -> pb.RegisterCollectorResponse:
         """Grants a lease."""
+        self._check_name(request.collector_id)
         domains = tuple(_domain_name(number) for number in request.domains)
         excess = frozenset(domains) - caller().domains
         if excess:
@@ -88,7 +92,8 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
                 " 'collectors' in the agent's settings",
                 domains=", ".join(sorted(excess)),
             )
-        wanted = request.heartbeat_interval.ToNanoseconds() / 1e9
+        # What is too short is clamped; the registry takes zero and less for "not given".
+        wanted_s = max(request.heartbeat_interval.ToNanoseconds() / 1e9, _SHORTEST_S)
         registration = RegistrationRequest(
             collector_id=request.collector_id,
             instance_epoch=request.instance_epoch,
@@ -97,7 +102,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             domains=domains,
             capabilities=tuple(_task_name(number) for number in request.task_types),
             pid=request.pid,
-            heartbeat_interval_s=wanted if request.HasField("heartbeat_interval") else None,
+            heartbeat_interval_s=wanted_s if request.HasField("heartbeat_interval") else None,
         )
         self._clients.check_socket(request.collector_id, request.socket_path)
         lease = self._registry.register(registration, caller().identity.id)
@@ -119,13 +124,14 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
     async def DeregisterCollector(
         self, request: pb.DeregisterCollectorRequest, context: Any
     ) -> pb.DeregisterCollectorResponse:
-        """Ends a lease."""
-        self._registry.deregister(
-            request.collector_id,
-            request.instance_epoch,
-            caller().identity.id,
-            request.reason or "said good-bye",
-        )
+        """Ends a lease; one that has ended already is fine."""
+        with suppress(NotRegisteredError):
+            self._registry.deregister(
+                request.collector_id,
+                request.instance_epoch,
+                caller().identity.id,
+                request.reason or "said good-bye",
+            )
         return pb.DeregisterCollectorResponse()
 
     async def IssueToken(
@@ -153,7 +159,7 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
         health = _HEALTH.get(request.health)
         if health is None:
             raise InvalidRequestError(
-                f"health {request.health} is not known",
+                f"health {request.health} is not known here; use 0 to 3",
                 reason=ErrorReason.ENUM_UNKNOWN,
                 field="health",
                 number=request.health,
@@ -168,7 +174,17 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             metrics=dict(request.metrics),
         )
         self._registry.heartbeat(beat, caller().identity.id)
-        self._coverage.report(request.collector_id, degradations)
+        self._coverage.report(request.collector_id, request.instance_epoch, degradations)
+
+    def _check_name(self, collector_id: str) -> None:
+        own = caller().identity.id
+        if collector_id != own:
+            raise PermissionDeniedError(
+                f"{own!r} cannot register collector {collector_id!r} (MUST-REG-01); use the"
+                " collector's own token",
+                collector_id=collector_id,
+                caller_id=own,
+            )
 
 
 def _domain_name(number: int) -> str:
@@ -187,7 +203,7 @@ def _task_name(number: int) -> str:
 
 def _unknown_enum(field: str, number: int) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{field} has {number}, which is not known here",
+        f"{field} has {number}, which is not known here; leave it out or update the agent",
         reason=ErrorReason.ENUM_UNKNOWN,
         field=field,
         number=number,

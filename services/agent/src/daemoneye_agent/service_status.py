@@ -1,9 +1,8 @@
 """``agent.v1.StatusService``: is everything all right."""
 
 import time
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 from daemoneye.agent.v1 import status_service_pb2 as pb
 from daemoneye.agent.v1 import status_service_pb2_grpc
@@ -20,6 +19,17 @@ __all__ = ["StatusServicer"]
 _SERVING = {CollectorState.SERVING, CollectorState.DEGRADED}
 
 
+class BusState(Protocol):
+    """What is known of the connection to the event bus."""
+
+    refusal: str
+    """Why the broker refuses the subscription; empty while it does not."""
+
+    @property
+    def since_ns(self) -> int:
+        """Since when events arrive; 0 while they do not."""
+
+
 class StatusServicer(status_service_pb2_grpc.StatusServiceServicer):
     """Answers operators about the whole mesh.
 
@@ -29,7 +39,7 @@ class StatusServicer(status_service_pb2_grpc.StatusServiceServicer):
         pipeline: counters of the ingest.
         registry: the leases.
         coverage: what cannot be seen.
-        broker_since_ns: since when the bus is heard; 0 while it is not.
+        bus: whether the event bus is heard.
     """
 
     def __init__(
@@ -40,14 +50,15 @@ class StatusServicer(status_service_pb2_grpc.StatusServiceServicer):
         pipeline: Pipeline,
         registry: CollectorRegistry,
         coverage: Coverage,
-        broker_since_ns: Callable[[], int],
+        bus: BusState,
     ) -> None:
         self._store = store
         self._rulebook = rulebook
         self._pipeline = pipeline
         self._registry = registry
         self._coverage = coverage
-        self._broker_since_ns = broker_since_ns
+        self._bus = bus
+        self._version = version("daemoneye-agent")
         self._started_ns = time.time_ns()
         self._started_s = time.monotonic()
 
@@ -55,7 +66,7 @@ class StatusServicer(status_service_pb2_grpc.StatusServiceServicer):
         """Reads the state."""
         stats, rule_count = await self._store.run(self._read)
         response = pb.GetStatusResponse(
-            version=version("daemoneye-agent"),
+            version=self._version,
             components=[self._agent(), self._broker(), *self._collectors()],
             completeness=to_completeness(self._coverage.of_everything()),
             store=_to_store(stats),
@@ -69,11 +80,13 @@ class StatusServicer(status_service_pb2_grpc.StatusServiceServicer):
         return store.stats(), self._rulebook.enabled_count
 
     def _agent(self) -> pb.ComponentStatus:
-        return _component("agent", True, "in service", self._started_ns)
+        trouble = self._pipeline.trouble
+        text = f"does not store events: {trouble}" if trouble else "in service"
+        return _component("agent", not trouble, text, self._started_ns)
 
     def _broker(self) -> pb.ComponentStatus:
-        since_ns = self._broker_since_ns()
-        text = "subscribed" if since_ns else "not reached"
+        since_ns = self._bus.since_ns
+        text = "subscribed" if since_ns else self._bus.refusal or "not reached"
         return _component("eventbus", since_ns > 0, text, since_ns)
 
     def _collectors(self) -> list[pb.ComponentStatus]:

@@ -99,7 +99,7 @@ def to_event_message(event: ProcessEvent) -> event_data_pb2.ProcessEventData:
         observation=event_data_pb2.OBSERVATION_METHOD_SCAN,
     )
     if event.previous is not None:
-        message.previous.CopyFrom(_to_image(event.previous))
+        message.previous.CopyFrom(to_record_message(event.previous))
     if event.parent is not None:
         message.tree_context.parent_process.CopyFrom(_to_image(event.parent))
     return message
@@ -123,5 +123,4 @@ def _to_image(record: ProcessRecord) -> common_pb2.ProcessRecord:
 
 
 def _field_names(columns: Iterable[str]) -> list[str]:
-    names = (_FIELD_OF_COLUMN.get(column, column) for column in columns)
-    return list(dict.fromkeys(names))
+    return sorted({_FIELD_OF_COLUMN.get(column, column) for column in columns})
