@@ -74,9 +74,11 @@ sizes: $(VENV)/.dev-stamp ## check that no file grew too long
 generate: $(VENV)/.dev-stamp ## generate the Python contract and the generated documents
 	$(BIN)/python scripts/generate.py
 	$(BIN)/python -m daemoneye_mesh.access > docs/access.md
+	$(BIN)/python scripts/generate_docs.py
 
 generate-check: $(VENV)/.dev-stamp ## fail when generated code is stale
 	$(BIN)/python scripts/generate.py --check
+	$(BIN)/python scripts/generate_docs.py --check
 
 proto-lint: ## lint the contract (needs Node.js)
 	$(BUF) lint

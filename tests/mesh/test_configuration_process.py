@@ -88,7 +88,7 @@ def test_help_shows_each_flag_with_its_bounds_and_default(tmp_path, capsys):
     assert "Tests things." in printed
     assert "time between scans, 100% exact (at least 0.1; default 30.0)" in printed
     assert 'name (one of x, q"' in printed
-    assert "folder (default (unset))" in printed
+    assert "folder (default unset)" in printed
     for flag in ("--is-on, --no-is-on", "--config FILE", "--show-config", "--version"):
         assert flag in printed
 

@@ -42,9 +42,9 @@ SOCKET is a short name (agent, eventbus, or a collector id such as procmond) or 
 path. Calls to processes of this mesh carry a token for exactly that process.
 
 grpcurl does the same:
-  grpcurl -plaintext -unix -authority localhost \\
-    -H "authorization: Bearer $(cat <runtime dir>/tokens/operator-local.token)" \\
-    <runtime dir>/agent.sock list"""
+  TOKEN=$(cat <runtime dir>/tokens/operator-local.token) \\
+    grpcurl -plaintext -unix -expand-headers \\
+    -H 'authorization: Bearer ${TOKEN}' <runtime dir>/agent.sock list"""
 
 _EXAMPLES = (
     "daemoneye inspect agent",

@@ -59,6 +59,11 @@ class Monitor:
             Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, name, f"source {name} failed: {why}")
             for name, why in self._failed.items()
         ]
+        if self.state == pb.MONITORING_STATE_PAUSED:
+            paused = "monitoring is paused; 'daemoneye collectors resume' ends that"
+            failed += [
+                Degradation(DegradedReason.PAUSED, source.name, paused) for source in self._sources
+            ]
         return merge_degradations(failed, *(source.degradations() for source in self._sources))
 
     async def run(self) -> None:

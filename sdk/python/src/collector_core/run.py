@@ -19,7 +19,7 @@ def run(collector_id: str, *sources: EventSource, argv: Sequence[str] | None = N
     Settings come from flags, the environment and files, see ``--help`` of the resulting program.
 
     Args:
-        collector_id: ``[a-z0-9_-]{1,64}``; the agent must know it, see ``enrolled`` in its settings.
+        collector_id: ``[a-z0-9_-]{1,64}``; the agent must know it, see ``collectors`` in its settings.
         sources: what it watches.
         argv: the flags; those of this process when left out.
     """

@@ -88,9 +88,10 @@ _SHOW_HELP = "print every setting with its value and origin, then exit"
 
 
 def _add_flag(group: "argparse._ArgumentGroup", one: Setting) -> None:
-    bounds = [f"{what} {bound:g}" for what, bound in _bounds(one) if bound is not None]
+    bounds = [f"{what} {bound}" for what, bound in _bounds(one) if bound is not None]
+    default = "unset" if one.default is None else render(one.default)
     choices = [f"one of {', '.join(one.choices)}"] if one.choices else []
-    remarks = "; ".join([*choices, *bounds, f"default {render(one.default)}"])
+    remarks = "; ".join([*choices, *bounds, f"default {default}"])
     text = f"{one.help} ({remarks})".replace("%", "%%")
     dest = _PREFIX + one.name
     if one.type is bool:

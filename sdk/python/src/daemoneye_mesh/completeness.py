@@ -20,6 +20,7 @@ class DegradedReason(StrEnum):
     TRUNCATED = "TRUNCATED"
     READ_ERRORS = "READ_ERRORS"
     RULE_FAILED = "RULE_FAILED"
+    PAUSED = "PAUSED"
 
 
 @dataclass(frozen=True, slots=True)

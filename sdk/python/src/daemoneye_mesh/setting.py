@@ -144,9 +144,9 @@ class Setting:
         if not abs(value) < _BEYOND:  # also true of a NaN
             raise ValueError("be a finite number of ordinary size")
         if self.minimum is not None and value < self.minimum:
-            raise ValueError(f"be at least {self.minimum:g}")
+            raise ValueError(f"be at least {self.minimum}")
         if self.maximum is not None and value > self.maximum:
-            raise ValueError(f"be at most {self.maximum:g}")
+            raise ValueError(f"be at most {self.maximum}")
 
     def _convert(self, raw: Any) -> object:
         if self.type is Path and raw.startswith("~"):

@@ -215,7 +215,7 @@ class RuleEngine:
 
         def note(cursor: apsw.Cursor, _sql: str, _bindings: object) -> bool:
             nonlocal columns
-            columns = tuple(column[0] for column in cursor.get_description())
+            columns = tuple(column[0].lower() for column in cursor.get_description())
             return True
 
         cursor = self._connection.cursor()

@@ -63,6 +63,8 @@ class Rule:
     enabled: bool = True
     positive: tuple[Sample, ...] = ()
     negative: tuple[Sample, ...] = ()
+    file: str = ""
+    """Name of the document it was read from."""
     version: str = ""
     """The first 16 hex digits of the SHA-256 of the document."""
 
@@ -147,6 +149,8 @@ def parse_rule(text: str, file: str) -> Rule:
     """
     try:
         fields = tomllib.loads(text)
+    except RecursionError:
+        raise InvalidRuleError(f"{file} is nested too deeply; keep it flat", file=file) from None
     except tomllib.TOMLDecodeError as error:
         # The parser speaks of the document only, which is the caller's own text.
         complaint = str(error)
@@ -168,6 +172,7 @@ def parse_rule(text: str, file: str) -> Rule:
         enabled=document.flag("enabled"),
         positive=document.samples("positive"),
         negative=document.samples("negative"),
+        file=file,
         version=hashlib.sha256(text.encode()).hexdigest()[:16],
     )
 

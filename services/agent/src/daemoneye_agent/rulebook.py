@@ -163,15 +163,20 @@ def load_rulebook(rules_dir: Path | None, switches: Mapping[str, bool]) -> Ruleb
         InvalidRuleError: a document is not acceptable, or an id is used twice; nothing is loaded.
     """
     loaded = [LoadedRule(rule, BUILT_IN) for rule in load_builtin_rules()]
-    known = {one.rule.id for one in loaded}
-    for rule in load_rules(rules_dir) if rules_dir else ():
+    if rules_dir is not None:
+        loaded += _load_further(rules_dir, {one.rule.id for one in loaded})
+    return Rulebook(loaded, switches)
+
+
+def _load_further(rules_dir: Path, known: set[str]) -> list[LoadedRule]:
+    rules = load_rules(rules_dir)
+    for rule in rules:
         if rule.id in known:
             raise InvalidRuleError(
                 f"rule {rule.id!r} in {rules_dir} has the id of a built-in rule; give it another",
                 rule_id=rule.id,
             )
-        loaded.append(LoadedRule(rule, str(rules_dir)))
-    return Rulebook(loaded, switches)
+    return [LoadedRule(rule, str(rules_dir / rule.file)) for rule in rules]
 
 
 def _sum(one: RuleCounters | None, other: RuleCounters) -> RuleCounters:

@@ -59,11 +59,11 @@ class QueryServiceServicer(object):
 
     def ExecuteQuery(self, request, context):
         """Runs a query and streams its rows. Cancelling the call stops the query. Deadline: the caller's,
-        at most 60 s.
+        at most the agent's query_timeout_s.
 
         Errors: INVALID_ARGUMENT (SQL_INVALID, SQL_FORBIDDEN, TABLE_UNKNOWN, COLUMN_UNKNOWN,
         REQUEST_INVALID: parameters), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), RESOURCE_EXHAUSTED
-        (LIMIT_REACHED: too many queries at once).
+        (LIMIT_REACHED: too many queries at once; RESULT_TOO_LARGE: a row, or what must be held for it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

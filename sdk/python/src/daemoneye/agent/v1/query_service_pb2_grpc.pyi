@@ -43,11 +43,11 @@ class QueryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> QueryServiceAsyncStub: ...
     ExecuteQuery: _grpc.UnaryStreamMultiCallable[_query_service_pb2.ExecuteQueryRequest, _query_service_pb2.ExecuteQueryResponse]
     """Runs a query and streams its rows. Cancelling the call stops the query. Deadline: the caller's,
-    at most 60 s.
+    at most the agent's query_timeout_s.
 
     Errors: INVALID_ARGUMENT (SQL_INVALID, SQL_FORBIDDEN, TABLE_UNKNOWN, COLUMN_UNKNOWN,
     REQUEST_INVALID: parameters), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), RESOURCE_EXHAUSTED
-    (LIMIT_REACHED: too many queries at once).
+    (LIMIT_REACHED: too many queries at once; RESULT_TOO_LARGE: a row, or what must be held for it).
     """
     ListTables: _grpc.UnaryUnaryMultiCallable[_query_service_pb2.ListTablesRequest, _query_service_pb2.ListTablesResponse]
     """Lists the tables and columns that a query may name. Idempotent. Deadline: 5 s."""
@@ -63,11 +63,11 @@ class QueryServiceAsyncStub(QueryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExecuteQuery: _aio.UnaryStreamMultiCallable[_query_service_pb2.ExecuteQueryRequest, _query_service_pb2.ExecuteQueryResponse]  # type: ignore[assignment]
     """Runs a query and streams its rows. Cancelling the call stops the query. Deadline: the caller's,
-    at most 60 s.
+    at most the agent's query_timeout_s.
 
     Errors: INVALID_ARGUMENT (SQL_INVALID, SQL_FORBIDDEN, TABLE_UNKNOWN, COLUMN_UNKNOWN,
     REQUEST_INVALID: parameters), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), RESOURCE_EXHAUSTED
-    (LIMIT_REACHED: too many queries at once).
+    (LIMIT_REACHED: too many queries at once; RESULT_TOO_LARGE: a row, or what must be held for it).
     """
     ListTables: _aio.UnaryUnaryMultiCallable[_query_service_pb2.ListTablesRequest, _query_service_pb2.ListTablesResponse]  # type: ignore[assignment]
     """Lists the tables and columns that a query may name. Idempotent. Deadline: 5 s."""
@@ -86,11 +86,11 @@ class QueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_query_service_pb2.ExecuteQueryResponse], _abc.AsyncIterator[_query_service_pb2.ExecuteQueryResponse]]:
         """Runs a query and streams its rows. Cancelling the call stops the query. Deadline: the caller's,
-        at most 60 s.
+        at most the agent's query_timeout_s.
 
         Errors: INVALID_ARGUMENT (SQL_INVALID, SQL_FORBIDDEN, TABLE_UNKNOWN, COLUMN_UNKNOWN,
         REQUEST_INVALID: parameters), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), RESOURCE_EXHAUSTED
-        (LIMIT_REACHED: too many queries at once).
+        (LIMIT_REACHED: too many queries at once; RESULT_TOO_LARGE: a row, or what must be held for it).
         """
 
     @_abc_1.abstractmethod

@@ -91,7 +91,8 @@ class RegistryServiceServicer(object):
         """Issues a token of the caller's own identity for another service. A caller asks with a token
         whose audience is the agent. Deadline: 5 s.
 
-        Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh).
+        Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh), UNAVAILABLE
+        (PEER_UNAVAILABLE: a collector asks for the bus while the agent does not hear it; ask again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,7 +64,8 @@ class RegistryServiceStub:
     """Issues a token of the caller's own identity for another service. A caller asks with a token
     whose audience is the agent. Deadline: 5 s.
 
-    Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh).
+    Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh), UNAVAILABLE
+    (PEER_UNAVAILABLE: a collector asks for the bus while the agent does not hear it; ask again).
     """
 
 @_typing.type_check_only
@@ -89,7 +90,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Issues a token of the caller's own identity for another service. A caller asks with a token
     whose audience is the agent. Deadline: 5 s.
 
-    Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh).
+    Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh), UNAVAILABLE
+    (PEER_UNAVAILABLE: a collector asks for the bus while the agent does not hear it; ask again).
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -135,7 +137,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues a token of the caller's own identity for another service. A caller asks with a token
         whose audience is the agent. Deadline: 5 s.
 
-        Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh).
+        Errors: INVALID_ARGUMENT (REQUEST_INVALID: not an audience of the mesh), UNAVAILABLE
+        (PEER_UNAVAILABLE: a collector asks for the bus while the agent does not hear it; ask again).
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -70,6 +70,8 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     """Some entries could not be read while looking."""
     DEGRADED_REASON_RULE_FAILED: _DegradedReason.ValueType  # 7
     """A rule could not be evaluated on these events."""
+    DEGRADED_REASON_PAUSED: _DegradedReason.ValueType  # 8
+    """An operator told the collector not to watch."""
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper):
     """Why something is missing."""
@@ -90,6 +92,8 @@ DEGRADED_REASON_READ_ERRORS: DegradedReason.ValueType  # 6
 """Some entries could not be read while looking."""
 DEGRADED_REASON_RULE_FAILED: DegradedReason.ValueType  # 7
 """A rule could not be evaluated on these events."""
+DEGRADED_REASON_PAUSED: DegradedReason.ValueType  # 8
+"""An operator told the collector not to watch."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 @_typing.final

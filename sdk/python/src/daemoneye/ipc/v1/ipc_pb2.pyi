@@ -242,7 +242,9 @@ class DetectionResult(_message.Message):
     """What failed and what to do next, as one sentence; absent on success."""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.ProcessRecord]:
-        """Processes, by ascending pid over all parts of the answer."""
+        """Processes, by ascending pid over all parts of the answer; those that were still becoming
+        another program when they were reached come last.
+        """
 
     @_builtins.property
     def hash_result(self) -> _common_pb2.HashResult:
