@@ -8,15 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["TABLES", "Column", "ColumnType", "Table", "TableKind"]
+from daemoneye_mesh.process_table import PROCESS_COLUMNS, Column, ColumnType, columns
 
-
-class ColumnType(StrEnum):
-    """SQLite storage class of a column."""
-
-    INTEGER = "INTEGER"
-    REAL = "REAL"
-    TEXT = "TEXT"
+__all__ = ["PROCESS_COLUMNS", "TABLES", "Column", "ColumnType", "Table", "TableKind"]
 
 
 class TableKind(StrEnum):
@@ -26,15 +20,6 @@ class TableKind(StrEnum):
     """Rows are in the event store; rules over them run on each ingested batch."""
     LIVE = "live"
     """Rows are asked of a collector when the query runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One queryable column."""
-
-    name: str
-    type: ColumnType
-    description: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,44 +37,7 @@ class Table:
         return tuple(column.name for column in self.columns)
 
 
-def _columns(*rows: tuple[str, str, str]) -> tuple[Column, ...]:
-    return tuple(Column(name, ColumnType(kind), text) for name, kind, text in rows)
-
-
-PROCESS_COLUMNS = _columns(
-    ("pid", "INTEGER", "process id"),
-    ("ppid", "INTEGER", "parent process id; NULL when it could not be read"),
-    ("boot_id", "TEXT", "boot of the host; (boot_id, pid, start_ticks) identifies a process"),
-    ("start_ticks", "INTEGER", "start time in clock ticks since boot"),
-    ("start_time_ns", "INTEGER", "start time in nanoseconds since the Unix epoch"),
-    ("name", "TEXT", "command name of the kernel (comm), at most 15 bytes"),
-    ("exe", "TEXT", "executable path, without the ' (deleted)' mark; NULL when unreadable"),
-    ("cmdline", "TEXT", "arguments, quoted as a shell would and joined by a space"),
-    ("argv", "TEXT", "arguments as a JSON array of strings"),
-    ("cwd", "TEXT", "working directory"),
-    ("uid", "INTEGER", "real user id"),
-    ("euid", "INTEGER", "effective user id"),
-    ("gid", "INTEGER", "real group id"),
-    ("egid", "INTEGER", "effective group id"),
-    ("login_uid", "INTEGER", "user id of the login session; NULL when there is none"),
-    ("user_name", "TEXT", "name of the real user id on the host"),
-    ("session_id", "INTEGER", "session id"),
-    ("process_group_id", "INTEGER", "process group id"),
-    ("tty", "TEXT", "controlling terminal, such as pts/0"),
-    ("state", "TEXT", "one letter of proc(5): R, S, D, Z, T, t, I, X"),
-    ("thread_count", "INTEGER", "number of threads"),
-    ("fd_count", "INTEGER", "number of open descriptors; NULL when unreadable"),
-    ("cpu_time_ms", "INTEGER", "user and system CPU time in milliseconds"),
-    ("memory_bytes", "INTEGER", "resident memory in bytes"),
-    ("cgroup", "TEXT", "path in the unified cgroup hierarchy"),
-    ("container_id", "TEXT", "container id taken from the cgroup path"),
-    ("exe_deleted", "INTEGER", "1 when the executable is no longer on disk"),
-    ("exe_memfd", "INTEGER", "1 when the executable exists in memory only (memfd)"),
-    ("kernel_thread", "INTEGER", "1 for a kernel thread"),
-    ("missing_fields", "TEXT", "columns that could not be read, joined by a comma"),
-)
-
-_EVENT_HEAD = _columns(
+_EVENT_HEAD = columns(
     ("event_id", "INTEGER", "row id in the event store, rising in order of arrival"),
     ("source_id", "TEXT", "collector that saw it"),
     ("source_epoch", "INTEGER", "life of the collector's sequence"),
@@ -99,7 +47,7 @@ _EVENT_HEAD = _columns(
     ("kind", "TEXT", "inventory, start, exec, stop, modified, suspend or resume"),
 )
 
-_EVENT_TAIL = _columns(
+_EVENT_TAIL = columns(
     ("parent_name", "TEXT", "command name of the parent; NULL when it is not known"),
     ("parent_exe", "TEXT", "executable of the parent"),
     ("parent_cmdline", "TEXT", "arguments of the parent, quoted and joined"),
@@ -110,7 +58,7 @@ _EVENT_TAIL = _columns(
     ("exit_code", "INTEGER", "stop: exit status; NULL when it was not seen"),
 )
 
-_ALERT_COLUMNS = _columns(
+_ALERT_COLUMNS = columns(
     ("alert_id", "TEXT", "unique id"),
     ("rule_id", "TEXT", "rule that raised it"),
     ("severity", "TEXT", "info, low, medium, high or critical"),
@@ -125,7 +73,7 @@ _ALERT_COLUMNS = _columns(
     ("completeness", "TEXT", "complete, or degraded with the reasons"),
 )
 
-_LOSS_COLUMNS = _columns(
+_LOSS_COLUMNS = columns(
     ("loss_id", "INTEGER", "row id"),
     ("source_id", "TEXT", "collector whose events are missing"),
     ("source_epoch", "INTEGER", "epoch of the missing range"),

@@ -1,45 +1,13 @@
 """The table that this collector answers for, as ``DescribeSchema`` tells it.
 
-Invariant: names and types are those of the agent's ``processes`` table; a test holds the two together.
+Invariant: the columns are those of ``daemoneye_mesh.process_table``, which the agent offers too.
 """
 
 from daemoneye.common.v1 import common_pb2
 from daemoneye.ipc.v1 import collector_service_pb2 as pb
+from daemoneye_mesh.process_table import PROCESS_COLUMNS
 
 __all__ = ["PROCESSES_TABLE"]
-
-_COLUMNS = (
-    ("pid", "INTEGER", "process id"),
-    ("ppid", "INTEGER", "parent process id; NULL when it could not be read"),
-    ("boot_id", "TEXT", "boot of the host; (boot_id, pid, start_ticks) identifies a process"),
-    ("start_ticks", "INTEGER", "start time in clock ticks since boot"),
-    ("start_time_ns", "INTEGER", "start time in nanoseconds since the Unix epoch"),
-    ("name", "TEXT", "command name of the kernel (comm), at most 15 bytes"),
-    ("exe", "TEXT", "executable path, without the ' (deleted)' mark; NULL when unreadable"),
-    ("cmdline", "TEXT", "arguments, quoted as a shell would and joined by a space"),
-    ("argv", "TEXT", "arguments as a JSON array of strings"),
-    ("cwd", "TEXT", "working directory"),
-    ("uid", "INTEGER", "real user id"),
-    ("euid", "INTEGER", "effective user id"),
-    ("gid", "INTEGER", "real group id"),
-    ("egid", "INTEGER", "effective group id"),
-    ("login_uid", "INTEGER", "user id of the login session; NULL when there is none"),
-    ("user_name", "TEXT", "name of the real user id on the host"),
-    ("session_id", "INTEGER", "session id"),
-    ("process_group_id", "INTEGER", "process group id"),
-    ("tty", "TEXT", "controlling terminal, such as pts/0"),
-    ("state", "TEXT", "one letter of proc(5): R, S, D, Z, T, t, I, X"),
-    ("thread_count", "INTEGER", "number of threads"),
-    ("fd_count", "INTEGER", "number of open descriptors; NULL when unreadable"),
-    ("cpu_time_ms", "INTEGER", "user and system CPU time in milliseconds"),
-    ("memory_bytes", "INTEGER", "resident memory in bytes"),
-    ("cgroup", "TEXT", "path in the unified cgroup hierarchy"),
-    ("container_id", "TEXT", "container id taken from the cgroup path"),
-    ("exe_deleted", "INTEGER", "1 when the executable is no longer on disk"),
-    ("exe_memfd", "INTEGER", "1 when the executable exists in memory only (memfd)"),
-    ("kernel_thread", "INTEGER", "1 for a kernel thread"),
-    ("missing_fields", "TEXT", "columns that could not be read, joined by a comma"),
-)
 
 _PUSHED_DOWN = {
     "pid": [pb.PREDICATE_OPERATOR_EQUAL],
@@ -53,11 +21,11 @@ PROCESSES_TABLE = pb.TableDescription(
     task_type=common_pb2.TASK_TYPE_ENUMERATE_PROCESSES,
     columns=[
         pb.ColumnDescription(
-            name=name,
-            type=pb.ColumnType.Value(f"COLUMN_TYPE_{kind}"),
-            description=text,
-            pushdown_operators=_PUSHED_DOWN.get(name, []),
+            name=column.name,
+            type=pb.ColumnType.Value(f"COLUMN_TYPE_{column.type}"),
+            description=column.description,
+            pushdown_operators=_PUSHED_DOWN.get(column.name, []),
         )
-        for name, kind, text in _COLUMNS
+        for column in PROCESS_COLUMNS
     ],
 )
