@@ -7,17 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # benchmarks are no distribution: they run from the tree
-
-from benchmarks import __main__ as runner  # noqa: E402
-from benchmarks.bus_publisher import FRAME_BYTES, TOPIC, EventMaker  # noqa: E402
-from benchmarks.bus_subscriber import Offer, Receiver, SubscribePlan  # noqa: E402
-from benchmarks.occupation import Occupation  # noqa: E402
-from benchmarks.report import (  # noqa: E402
+from benchmarks import __main__ as runner
+from benchmarks.bus_publisher import FRAME_BYTES, TOPIC, EventMaker
+from benchmarks.bus_subscriber import Offer, Receiver, SubscribePlan
+from benchmarks.occupation import Occupation
+from benchmarks.report import (
     Bar,
     BenchmarkError,
     BrokenEquationError,
@@ -30,9 +24,11 @@ from benchmarks.report import (  # noqa: E402
     render,
     write_result,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
-from collector_core.subscriber import Delivery, Gap, Opened  # noqa: E402
-from daemoneye.eventbus.v1 import eventbus_pb2  # noqa: E402
+from collector_core.subscriber import Delivery, Gap, Opened
+from daemoneye.eventbus.v1 import eventbus_pb2
 
 MACHINE = {"cpu": "a processor", "cores": 2}
 PLAN = SubscribePlan("bench", TOPIC, "socket", "token", measure_latency=True)
@@ -142,7 +138,7 @@ def test_machine_is_described_without_saying_whose_it_is() -> None:
     assert all(machine.values())
     assert socket.gethostname() not in text
     assert "/home" not in text
-    assert str(ROOT) not in text
+    assert str(Path(__file__).resolve().parents[2]) not in text
 
 
 def test_occupation_counts_only_the_work_of_others() -> None:

@@ -205,3 +205,24 @@ async def test_wait_empty_returns_when_the_last_batch_is_answered():
             assert not waiter.done()
             outbox.settle(batch.batch_id)
             await waiter
+
+
+async def test_few_frames_wait_for_the_answer_to_the_batch_in_flight() -> None:
+    outbox = Outbox(max_messages=100, max_bytes=10_000)
+    await outbox.put(b"first")
+    first = await outbox.take(10, 1_000, hold_messages=3)
+    await outbox.put(b"second")
+    held = asyncio.ensure_future(outbox.take(10, 1_000, hold_messages=3))
+    await asyncio.sleep(0)
+    assert not held.done()
+    outbox.settle(first.batch_id)
+    assert (await held).frames == [b"second"]
+
+
+async def test_enough_frames_do_not_wait_for_an_answer() -> None:
+    outbox = Outbox(max_messages=100, max_bytes=10_000)
+    await outbox.put(b"first")
+    await outbox.take(10, 1_000, hold_messages=3)
+    for frame in (b"a", b"b", b"c"):
+        await outbox.put(frame)
+    assert (await outbox.take(10, 1_000, hold_messages=3)).frames == [b"a", b"b", b"c"]

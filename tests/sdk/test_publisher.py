@@ -4,7 +4,7 @@ import pytest
 
 from collector_core.event import Sequencer
 from collector_core.outbox import Outbox
-from collector_core.publisher import WINDOW_BATCHES, BusPublisher
+from collector_core.publisher import HOLD_MESSAGES, WINDOW_BATCHES, BusPublisher
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError, PermissionDeniedError
 
 pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
@@ -52,21 +52,35 @@ async def test_events_arrive_in_order_and_in_batches(
     assert outbox.published_count == 5_000
 
 
-async def test_what_queued_up_while_the_window_was_full_goes_out_together(
+async def test_what_queued_up_while_an_answer_is_due_goes_out_together(
+    *, broker, serve, publisher, outbox, put, running, eventually
+):
+    broker.answering.clear()
+    await serve(broker)
+    running(publisher.run())
+    await put(1)
+    await eventually(lambda: outbox.in_flight_count == 1)
+    await put(HOLD_MESSAGES - 1)
+    broker.answering.set()
+    await empty(outbox)
+    assert [len(batch.messages) for batch in broker.batches] == [1, HOLD_MESSAGES - 1]
+    assert broker.sequences == list(range(1, HOLD_MESSAGES + 1))
+
+
+async def test_no_more_batches_are_in_flight_than_the_window_holds(
     *, broker, serve, publisher, outbox, put, running, eventually
 ):
     broker.answering.clear()
     await serve(broker)
     running(publisher.run())
     for number in range(WINDOW_BATCHES):
-        await put(1)
+        await put(HOLD_MESSAGES)
         await eventually(lambda number=number: outbox.in_flight_count == number + 1)
-    await put(100)
+    await put(HOLD_MESSAGES + 1)
     broker.answering.set()
     await empty(outbox)
     sizes = [len(batch.messages) for batch in broker.batches]
-    assert sizes == [1] * WINDOW_BATCHES + [100]
-    assert broker.sequences == list(range(1, WINDOW_BATCHES + 101))
+    assert sizes == [HOLD_MESSAGES] * WINDOW_BATCHES + [HOLD_MESSAGES + 1]
 
 
 async def test_batch_ids_rise_within_a_stream(broker, serve, publisher, outbox, put, running):

@@ -73,9 +73,16 @@ class Outbox:
         self._changed.set()
         return True
 
-    async def take(self, max_messages: int, max_bytes: int) -> OutboxBatch:
-        """Returns whatever waits, up to the bounds, as the next batch in flight."""
-        while not self._waiting:
+    async def take(self, max_messages: int, max_bytes: int, hold_messages: int = 1) -> OutboxBatch:
+        """Returns whatever waits, up to the bounds, as the next batch in flight.
+
+        Args:
+            max_messages: most frames in the batch.
+            max_bytes: most bytes in it, unless its first frame alone has more.
+            hold_messages: while another batch has no answer yet, fewer frames than this wait for
+                that answer, as in RFC 896: many tiny batches cost both sides more than they gain.
+        """
+        while not self._waiting or (self._in_flight and len(self._waiting) < hold_messages):
             self._changed.clear()
             await self._changed.wait()
         frames: list[bytes] = []

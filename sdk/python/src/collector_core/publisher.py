@@ -27,6 +27,8 @@ __all__ = ["BusPublisher", "negotiate_version"]
 
 BATCH_MESSAGES = 2_000
 BATCH_BYTES = 256 << 10
+HOLD_MESSAGES = 256
+"""Fewer wait while the broker still owes an answer; see ``Outbox.take``."""
 WINDOW_BATCHES = 8
 """Batches in flight; enough to keep broker and client busy at once."""
 
@@ -113,7 +115,7 @@ class BusPublisher:
     async def _send(self, call: Call) -> None:
         while True:
             await self._window.acquire()
-            batch = await self._outbox.take(BATCH_MESSAGES, BATCH_BYTES)
+            batch = await self._outbox.take(BATCH_MESSAGES, BATCH_BYTES, HOLD_MESSAGES)
             request = frame_pb2.PublishStreamFrames(batch_id=batch.batch_id, messages=batch.frames)
             try:
                 await call.write(request)
