@@ -2,6 +2,11 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +102,40 @@ async def test_second_server_on_one_socket_is_refused(mesh: Any, name: str) -> N
     assert await mesh.is_serving(name), "the first one is unharmed"
     log = (mesh.root / f"{name}.log").read_text()
     assert "SOCKET_UNUSABLE" in log or "FILE_UNUSABLE" in log
+
+
+async def test_mesh_ends_with_the_command_that_started_it(mesh_dir: Path) -> None:
+    """SIGKILL leaves `daemoneye up` no chance to stop anything; the kernel tells its children."""
+    environment = {
+        **os.environ,
+        "DAEMONEYE_RUNTIME_DIR": str(mesh_dir / "run"),
+        "DAEMONEYE_STATE_DIR": str(mesh_dir / "state"),
+    }
+    up = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "daemoneye_cli", "up", "--quiet"),
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    sockets = [mesh_dir / "run" / name for name in ("agent.sock", "eventbus.sock")]
+    await become(lambda: all(path.exists() for path in sockets), "the mesh is up")
+    up.kill()
+    await up.wait()
+    await become(lambda: not list((mesh_dir / "run").rglob("*.sock*")), "nothing is left")
+    logs = [
+        json.loads(line) for path in logs_of(mesh_dir) for line in path.read_text().splitlines()
+    ]
+    assert [line["message"] for line in logs if line["level"] == "critical"] == []
+
+
+def logs_of(mesh_dir: Path) -> list[Path]:
+    return sorted((mesh_dir / "state" / "logs").glob("*.log"))
+
+
+async def become(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 -- what is waited for is in other processes
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pytest.fail(f"not within 30 s: {what}")

@@ -6,16 +6,17 @@ import sys
 
 import pytest
 
-from daemoneye_mesh.lifecycle import StopRequest, watch_signals
+from daemoneye_mesh.lifecycle import REPEAT_S, StopRequest, watch_signals
 
 GUARD_S = 15
 
 CHILD = """
-import asyncio, sys
+import asyncio, itertools, sys
 from daemoneye_mesh.lifecycle import StopRequest, watch_signals
 
 async def main():
-    stop = StopRequest()
+    seconds = itertools.count()
+    stop = StopRequest(lambda: float(next(seconds)))
     with watch_signals(stop):
         print("ready", flush=True)
         await stop.wait()
@@ -74,6 +75,18 @@ def test_second_signal_ends_the_process_with_the_conventional_status(start, firs
     assert child.stdout.readline() == f"received {first.name}\n"
     child.send_signal(second)
     assert child.wait(GUARD_S) == 128 + second
+
+
+def test_signals_close_together_are_one_wish():
+    """The kernel repeats a parent-death signal for each thread of the parent."""
+    clock = [100.0]
+    stop = StopRequest(lambda: clock[0])
+    assert not stop.is_urgent
+    stop.request("received SIGTERM")
+    clock[0] += REPEAT_S / 2
+    assert not stop.is_urgent
+    clock[0] += REPEAT_S
+    assert stop.is_urgent
 
 
 async def test_signals_are_watched_inside_the_block_only():

@@ -19,7 +19,7 @@ from daemoneye.eventbus.v1 import (
     eventbus_service_pb2_grpc,
     frame_pb2,
 )
-from daemoneye_mesh.error_interceptor import is_cancelled_from_outside
+from daemoneye_mesh.error_interceptor import is_cancelled_from_outside, unwrap
 from daemoneye_mesh.errors import DaemoneyeError, PreconditionError
 from daemoneye_mesh.rpc_status import from_detail
 
@@ -104,10 +104,11 @@ class BusPublisher:
                 sender = group.create_task(self._send(call), name="sender")
                 await self._receive(call)
                 sender.cancel()
-        except* (grpc.aio.AioRpcError, DaemoneyeError) as failed:
+        except BaseExceptionGroup as failed:
+            # Not `except*`: before Python 3.11.4 it wraps what is raised here in a group again.
             if is_cancelled_from_outside():  # the group was busy ending and has swallowed it
                 raise asyncio.CancelledError from None
-            raise failed.exceptions[0] from None
+            raise unwrap(failed) from None
         finally:
             self.is_connected = False
             call.cancel()
