@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.layout import RuntimeLayout
 from daemoneye_mesh.server import MeshServer
 from daemoneye_mesh.token import TokenIssuer, TokenVerifier, write_token_file, write_trust_bundle
+
+# A shell starts background jobs with SIGINT ignored, and every child would inherit that: Ctrl-C could
+# not be tested from one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WAIT_S = 10.0
 POLL_S = 0.005
