@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import settings
 
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
@@ -25,6 +26,10 @@ from daemoneye_mesh.token import TokenIssuer, TokenVerifier, write_token_file, w
 # A shell starts background jobs with SIGINT ignored, and every child would inherit that: Ctrl-C could
 # not be tested from one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long one example takes says nothing on a shared machine.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 WAIT_S = 10.0
 POLL_S = 0.005
