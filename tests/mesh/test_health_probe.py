@@ -3,9 +3,12 @@ import socket
 import subprocess
 import sys
 
+import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2_grpc
 
 from daemoneye_mesh.health_probe import main, probe_health
+from daemoneye_mesh.sockets import socket_target
 
 pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
 
@@ -16,6 +19,24 @@ SERVICE = "daemoneye.ipc.v1.CollectorService"
 @pytest.fixture
 async def served(serve_methods):
     return await serve_methods({})
+
+
+class HangingHealth(health_pb2_grpc.HealthServicer):
+    """Takes every call and answers none."""
+
+    async def Check(self, request, context):
+        await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def hanging_socket(short_dir):
+    path = short_dir / "agent.sock"
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(HangingHealth(), server)
+    server.add_insecure_port(socket_target(path))
+    await server.start()
+    yield path
+    await server.stop(0)
 
 
 async def probe_as_program(*arguments):
@@ -67,12 +88,16 @@ def test_probe_ends_with_1_when_the_socket_was_left_behind(short_dir, capsys):
     assert capsys.readouterr().out.startswith("UNAVAILABLE")
 
 
-async def test_probe_gives_up_on_a_server_that_never_answers(short_dir):
+async def test_probe_calls_a_socket_unavailable_when_no_server_speaks_there(short_dir):
     path = short_dir / "agent.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
         silent.bind(str(path))
         silent.listen()
-        assert await probe_health(path, timeout_s=0.1) == "DEADLINE_EXCEEDED"
+        assert await probe_health(path, timeout_s=GUARD_S) == "UNAVAILABLE"
+
+
+async def test_probe_gives_up_on_a_server_that_never_answers(hanging_socket):
+    assert await probe_health(hanging_socket, timeout_s=0.5) == "DEADLINE_EXCEEDED"
 
 
 def test_probe_refuses_a_relative_path_as_wrong_usage(capsys):
