@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test unit integration check fmt lint types imports sizes generate generate-check \
-        proto-lint proto-breaking bench grpcurl dev upgrade clean
+        proto-lint proto-breaking bench grpcurl up down dev upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,18 @@ grpcurl: $(TOOLS)/grpcurl ## install grpcurl into .tools (needs Go)
 
 $(TOOLS)/grpcurl:
 	GOBIN=$(CURDIR)/$(TOOLS) go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION)
+
+# -- containers -----------------------------------------------------------------------------------
+
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+up: ## build and start the mesh in containers (needs Docker)
+	$(COMPOSE) up --detach --build
+
+down: ## stop the containers; the events stay in their volume
+	$(COMPOSE) down
+
+# -- benchmarks -----------------------------------------------------------------------------------
 
 bench: $(VENV)/.dev-stamp ## run all benchmarks; QUICK=1 keeps each under a minute
 	$(BIN)/python -m benchmarks
