@@ -95,8 +95,8 @@ def up(runtime_dir):
 
     yield call
     for process in started:
-        process.kill()
-        process.communicate()
+        process.terminate()  # a kill would leave its children, which are fakes and stay
+        process.communicate(timeout=30)
 
 
 def leftovers(runtime_dir):
