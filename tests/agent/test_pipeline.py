@@ -200,7 +200,21 @@ async def test_alerts_are_not_forgotten_when_the_store_refuses_after_the_events(
     await line.pipeline.process([make_message(1)])
     counters = line.pipeline.counters
     assert (counters.stored, counters.duplicate, counters.alerts) == (1, 0, 1)
-    assert line.rulebook.state("shells").counters.evaluations == 1
+    assert line.rulebook.state("shells").counters.evaluations == 4, "each try looks anew"
+
+
+async def test_events_are_not_kept_without_the_look_at_them(
+    line: Line, make_message: MakeMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash in between: sent again they must not pass for seen."""
+    with monkeypatch.context() as broken:
+        broken.setattr(line.rulebook, "evaluate", lambda rows: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await line.pipeline.process([make_message(1)])
+    assert (await line.store.run(EventStore.stats)).event_count == 0
+    await line.pipeline.process([make_message(1)])
+    counters = line.pipeline.counters
+    assert (counters.stored, counters.duplicate, counters.alerts) == (1, 0, 1)
 
 
 async def test_cancelled_batch_ends_the_step_under_way_and_counts_it(

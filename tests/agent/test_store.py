@@ -459,3 +459,34 @@ def test_rule_switches_survive_a_restart(open_store: Callable[..., EventStore]) 
 
 def test_event_id_comes_first_in_the_declared_columns() -> None:
     assert list(EVENT_COLUMNS) == ["event_id", *EVENT_INSERT_COLUMNS]
+
+
+def test_calls_in_one_transaction_are_kept_together_or_not_at_all(
+    open_store: Callable[..., EventStore],
+) -> None:
+    store = open_store()
+
+    def ingest_and_fail() -> None:
+        with store.transaction():
+            assert len(store.ingest([make_row(1)]).accepted) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ingest_and_fail()
+    assert store.stats().event_count == 0
+    with store.transaction():
+        store.ingest([make_row(1)])
+        store.set_rule_enabled("shells", False)
+    assert store.stats().event_count == 1
+    assert store.rule_states() == {"shells": False}
+
+
+def test_row_at_fault_in_a_transaction_costs_that_row_alone(
+    open_store: Callable[..., EventStore],
+) -> None:
+    store = open_store()
+    with store.transaction():
+        store.ingest([make_row(1)])
+        result = store.ingest([make_row(2), make_row(3, pid=2**70), make_row(4)])
+    assert (len(result.accepted), result.refused) == (2, 1)
+    assert store.stats().event_count == 3

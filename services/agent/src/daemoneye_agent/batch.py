@@ -37,7 +37,6 @@ class Batch:
     result: IngestResult | None = None
     failures: dict[str, str] = field(default_factory=dict)
     """Why rules did not see all of it, by rule id."""
-    drafts: list[AlertDraft] | None = None
     recorded: tuple[Recorded, ...] = ()
     lost_events: int | None = None
     """All events known to be missing; None when that did not change."""

@@ -1,9 +1,9 @@
 """From the bus to the alert: ingest, evaluate, keep, publish.
 
-Order for every batch: the events are committed, then the rules look at exactly what was new, then
-alerts are committed, then they are published (MUST-ALR-01). All that touches SQLite runs in the one
-thread of the store. A store that refuses to write is tried again from the step that failed: nothing
-that was taken from the bus is given up, and no step is done twice.
+For every batch, in one transaction: the events are stored, the rules look at exactly what was new,
+the alerts are stored. Then these are published (MUST-ALR-01). All that touches SQLite runs in the one
+thread of the store. A store that refuses to write is tried again: nothing that was taken from the bus
+is given up, and what a refused transaction did is as if it had never been.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from daemoneye_agent.alert_message import to_alert_message
 from daemoneye_agent.batch import Batch, Recorded, to_draft
 from daemoneye_agent.coverage import Coverage
 from daemoneye_agent.engine import Match
+from daemoneye_agent.event import EventRow
 from daemoneye_agent.loss import Loss
 from daemoneye_agent.rulebook import Rulebook
 from daemoneye_agent.store import EventStore
@@ -126,17 +127,18 @@ class Pipeline:
             batch.convert()
             report(f"{count} events not used: {why}" for why, count in batch.unusable.items())
         if batch.result is None:
-            batch.result = store.ingest(batch.rows or [])
-            report(map(describe_loss, batch.result.losses))
-        if batch.drafts is None:
-            batch.drafts = self._detect(batch)
-        if batch.drafts and not batch.recorded:
-            batch.recorded = store.record_alerts(batch.drafts)
+            # Events and their alerts are committed together: after a crash in between, the events
+            # would be duplicates, and nobody would look at them again.
+            with store.transaction():
+                result = store.ingest(batch.rows or [])
+                drafts = self._detect(batch, result.accepted)
+                recorded = store.record_alerts(drafts) if drafts else ()
+            batch.result, batch.recorded = result, recorded
+            report(map(describe_loss, result.losses))
         if batch.lost_events is None and (batch.result.losses or batch.result.repaired):
             batch.lost_events = store.stats().lost_events
 
-    def _detect(self, batch: Batch) -> list[AlertDraft]:
-        accepted = batch.result.accepted if batch.result else []
+    def _detect(self, batch: Batch, accepted: Sequence[EventRow]) -> list[AlertDraft]:
         matches, failures = self._rulebook.evaluate(accepted)
         batch.failures = {failure.rule_id: failure.reason for failure in failures}
         drafts = [draft for match in matches if (draft := self._draft(match, batch)) is not None]

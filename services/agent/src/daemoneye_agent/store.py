@@ -1,8 +1,8 @@
 """The event store: events exactly once, their losses, the alerts and the switches of the rules.
 
 Invariant: everything a call changes, it changes in one transaction, and it returns only after the
-commit; when it raises, nothing changed. Memory (progress, partitions, counters) mirrors the last
-commit. An ``EventStore`` is used from one thread; readers open connections of their own.
+commit; when it raises, nothing changed. Calls inside ``transaction`` are committed together at its
+end. Memory (progress, partitions, counters) mirrors what the connection sees. An ``EventStore`` is used from one thread; readers open connections of their own.
 """
 
 import os
@@ -37,6 +37,8 @@ from daemoneye_mesh.errors import InvalidRequestError
 __all__ = ["EventStore", "StoreLimits", "StoreStats", "open_reader"]
 
 _MAX_SEQUENCE = 2**63 - 1
+_OUTERMOST = ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
+_NESTED = ("SAVEPOINT call", "RELEASE call", "ROLLBACK TO call; RELEASE call")
 _MAX_REASON_CHARS = 512
 _ROW_AT_FAULT = (
     OverflowError,
@@ -65,6 +67,7 @@ class EventStore:
         self._connection = connection
         self._now_ns = now_ns
         self._lock_fd = lock_fd
+        self._is_writing = False
         self._counters = CounterTable(connection)
         self._events = EventTables(connection, limits, self._counters)
         self._progress = ProgressTable(
@@ -111,6 +114,16 @@ class EventStore:
         self._connection.close(True)
         os.close(self._lock_fd)
         self._lock_fd = -1
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Makes the calls inside one transaction: all of them are kept, or none.
+
+        Raises:
+            StoreFailedError: the disk refused; nothing of it was kept.
+        """
+        with self._writing():
+            yield
 
     def ingest(self, rows: Sequence[EventRow]) -> IngestResult:
         """Stores what is new of a batch, in one transaction.
@@ -264,17 +277,23 @@ class EventStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        with translate_errors(str(self.path)):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._counters.save()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                self._reload()
-                raise
+        begin, commit, rollback = _NESTED if self._is_writing else _OUTERMOST
+        was_writing, self._is_writing = self._is_writing, True
+        try:
+            with translate_errors(str(self.path)):
+                self._connection.execute(begin)
+                try:
+                    yield
+                    self._counters.save()
+                    self._connection.execute(commit)
+                except BaseException:
+                    # A full disk may have ended the transaction by itself.
+                    if self._connection.in_transaction:
+                        self._connection.execute(rollback)
+                    self._reload()
+                    raise
+        finally:
+            self._is_writing = was_writing
 
     def _reload(self) -> None:
         self._counters.reload()
