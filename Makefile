@@ -109,7 +109,8 @@ bench: $(VENV)/.dev-stamp ## run all benchmarks; QUICK=1 keeps each under a minu
 bench-%: $(VENV)/.dev-stamp
 	$(BIN)/python -m benchmarks $*
 
-upgrade: $(VENV)/.dev-stamp ## write constraints.txt from what is installed
+upgrade: $(VENV)/.dev-stamp ## install the newest versions and write constraints.txt from them
+	env -u PIP_CONSTRAINT $(BIN)/python -m pip install --quiet --upgrade -r requirements-dev.txt
 	@head -3 constraints.txt > $(VENV)/constraints.txt
 	@$(BIN)/python -m pip freeze --exclude-editable >> $(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
