@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test unit integration check fmt lint types imports sizes generate generate-check \
-        proto-lint proto-breaking bench grpcurl up down dev upgrade clean
+        proto-lint proto-breaking proto-promise bench grpcurl up down dev upgrade clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ unit: $(VENV)/.dev-stamp ## only the tests that start no processes
 integration: $(VENV)/.dev-stamp ## only the tests that start real processes
 	$(BIN)/python -m pytest -m integration
 
-check: lint types imports sizes generate-check proto-lint test ## everything that CI checks
+check: lint types imports sizes generate-check proto-lint proto-breaking test ## everything that CI checks
 
 fmt: $(VENV)/.dev-stamp ## format the code
 	$(BIN)/ruff format .
@@ -83,8 +83,11 @@ generate-check: $(VENV)/.dev-stamp ## fail when generated code is stale
 proto-lint: ## lint the contract (needs Node.js)
 	$(BUF) lint
 
-proto-breaking: ## fail when the contract breaks what main promises (needs Node.js)
-	$(BUF) breaking --against '.git#branch=main'
+proto-breaking: ## fail when the contract breaks what was promised (needs Node.js)
+	$(BUF) breaking --against protos/promised.binpb
+
+proto-promise: ## promise the contract as it is now: done when issues land (needs Node.js)
+	$(BUF) build --exclude-source-info --output protos/promised.binpb
 
 grpcurl: $(TOOLS)/grpcurl ## install grpcurl into .tools (needs Go)
 
