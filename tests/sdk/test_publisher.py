@@ -5,7 +5,12 @@ import pytest
 from collector_core.event import Sequencer
 from collector_core.outbox import Outbox
 from collector_core.publisher import HOLD_MESSAGES, WINDOW_BATCHES, BusPublisher
-from daemoneye_mesh.errors import ErrorReason, InvalidRequestError, PermissionDeniedError
+from daemoneye_mesh.errors import (
+    ErrorReason,
+    InvalidRequestError,
+    OverloadedError,
+    PermissionDeniedError,
+)
 
 pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
 
@@ -169,6 +174,24 @@ async def test_refused_batch_is_counted_and_the_stream_goes_on(
     assert broker.sequences == [2, 3, 4, 5, 6]
     assert broker.streams == 1
     assert "refused 1 events" in caplog.text
+
+
+async def test_batch_refused_for_a_reason_that_passes_goes_out_again(
+    *, broker, serve, publisher, outbox, put, running
+):
+    def refuse_once(request):
+        broker.refusal = lambda _: None
+        return OverloadedError("too much at once; send it again later")
+
+    broker.refusal = refuse_once
+    await serve(broker)
+    await put(3)
+    running(publisher.run())
+    await empty(outbox)
+    assert not outbox.refused_count
+    assert outbox.published_count == 3
+    assert broker.sequences == [1, 2, 3]
+    assert broker.streams == 2
 
 
 async def test_answer_to_the_wrong_batch_makes_it_connect_again(

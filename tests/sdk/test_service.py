@@ -1,4 +1,5 @@
 import asyncio
+import logging
 
 import grpc
 import grpc.aio
@@ -195,6 +196,14 @@ async def test_task_id_out_of_bounds_is_refused(stub, task_id):
 async def test_task_id_of_the_largest_size_is_taken(stub):
     (last,) = await execute(stub, ENUMERATE, "é" * 64)
     assert last.result.task_id == "é" * 64
+
+
+async def test_note_on_a_task_is_logged_and_bounded(stub, caplog):
+    with caplog.at_level(logging.DEBUG, "daemoneye.tasks"):
+        assert await execute(stub, ENUMERATE, metadata="n" * 1024)
+    assert [record.note for record in caplog.records] == ["n" * 1024]
+    error = await refusal(execute(stub, ENUMERATE, metadata="n" * 1025))
+    assert (error.reason, error.metadata["field"]) == (ErrorReason.REQUEST_INVALID, "metadata")
 
 
 async def test_unknown_task_type_is_refused(stub):

@@ -1,8 +1,9 @@
 """Publishing to the broker: micro-batches over one stream, resent after a reconnect.
 
 Whatever queued up while the last write was in flight goes out in one message; that is where the
-throughput comes from. A batch without an answer is sent again on the next connection, so the broker
-gets every event at least once; receivers tell repeats by (source_id, source_epoch, source_sequence).
+throughput comes from. A batch without an answer, or refused for a reason that passes, is sent again on
+the next connection, so the broker gets every event at least once; receivers tell repeats by (source_id,
+source_epoch, source_sequence).
 """
 
 import asyncio
@@ -126,6 +127,8 @@ class BusPublisher:
     async def _receive(self, call: Call) -> None:
         async for response in call:
             error = from_detail(response.error) if response.HasField("error") else None
+            if error is not None and error.retryable:
+                raise error  # nothing is wrong with the batch: it goes out again on a new stream
             count = self._outbox.settle(response.batch_id, error.reason if error else None)
             self._window.release()
             if error is not None:

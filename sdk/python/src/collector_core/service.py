@@ -1,5 +1,6 @@
 """``ipc.v1.CollectorService``: capabilities, schema and tasks of one collector."""
 
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
@@ -27,6 +28,10 @@ MAX_TASKS = 8
 """Tasks that run at once; each may hold a chunk in memory."""
 
 MAX_TASK_ID_BYTES = 128
+MAX_NOTE_BYTES = 1024
+"""The caller's note on a task, for the log."""
+
+log = logging.getLogger("daemoneye.tasks")
 
 _FILTERS = {
     common_pb2.TASK_TYPE_ENUMERATE_PROCESSES: "process_filter",
@@ -122,6 +127,7 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
             )
         self._running_count += 1
         outcome = "failed"
+        log.debug("task %s begins", request.task.task_id, extra={"note": request.task.metadata})
         try:
             async with aclosing(self._run(source, request.task)) as chunks:
                 async for chunk in chunks:
@@ -164,6 +170,7 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
                 f"task_id must have 1 to {MAX_TASK_ID_BYTES} bytes; make up a unique one",
                 field="task_id",
             )
+        _check_note(task)
         _check_enum("task_type", task.task_type, common_pb2.TaskType.values())
         name = common_pb2.TaskType.Name(task.task_type)
         source = self._task_sources.get(task.task_type)
@@ -196,6 +203,17 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
                 realtime=any(one.realtime for one in caps),
                 system_wide=any(one.system_wide for one in caps),
             ),
+        )
+
+
+def _check_note(task: ipc_pb2.DetectionTask) -> None:
+    size_bytes = len(task.metadata.encode())
+    if size_bytes > MAX_NOTE_BYTES:
+        raise InvalidRequestError(
+            f"metadata has {size_bytes} bytes, more than {MAX_NOTE_BYTES}; shorten the note",
+            field="metadata",
+            size_bytes=size_bytes,
+            limit_bytes=MAX_NOTE_BYTES,
         )
 
 
