@@ -193,8 +193,11 @@ class FakeAdmin(collector_admin_service_pb2_grpc.CollectorAdminServiceServicer):
 class FakeStatus(status_service_pb2_grpc.StatusServiceServicer):
     def __init__(self):
         self.degradations = ()
+        self.told = []
+        """The degradations of every answer."""
 
     async def GetStatus(self, request, context):
+        self.told.append(self.degradations)
         component = status_service_pb2.ComponentStatus(
             component="eventbus", is_serving=True, message="subscribed"
         )

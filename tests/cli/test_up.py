@@ -1,6 +1,7 @@
 """``daemoneye up`` with small processes in place of the real ones."""
 
 import asyncio
+import dataclasses
 import io
 import json
 import os
@@ -244,6 +245,9 @@ async def test_coverage_is_told_once_and_again_when_it_changes(mesh, fakes, even
     async with OperatorSession(mesh.layout) as session:
         watch = asyncio.ensure_future(LiveView(out, session).watch_coverage())
         await told("coverage degraded: procmond: polling")
+        counted = dataclasses.replace(fakes.POLLING, message="another sentence of the same kind")
+        mesh.status.degradations = (counted,)
+        await eventually(lambda: (counted,) in mesh.status.told, "the other sentence was read")
         mesh.status.degradations = ()
         await told("coverage: complete")
         watch.cancel()

@@ -75,7 +75,7 @@ class LiveView:
                 await asyncio.sleep(COVERAGE_INTERVAL_S)
                 continue
             found = read_completeness(status.completeness, "agent")
-            if known is None or set(found) != set(known):
+            if known is None or _kinds(found) != _kinds(known):
                 self._report_coverage(found, known)
                 known = found
             await asyncio.sleep(COVERAGE_INTERVAL_S)
@@ -102,8 +102,9 @@ class LiveView:
     ) -> None:
         if self.is_quiet:
             return
+        told = _kinds(known or ())
         for one in found:
-            if one not in (known or ()):
+            if (one.reason, one.subject) not in told:
                 self.output.remark(f"coverage degraded: {describe(one)}", style="yellow")
         if not found:
             self.output.remark("coverage: complete", style="green")
@@ -183,3 +184,8 @@ class LiveView:
                     self.output.remark(f"inventory: {new} processes were running already")
                 reported = count
             seen = count
+
+
+def _kinds(degradations: tuple[Degradation, ...]) -> set[tuple[DegradedReason, str]]:
+    """Returns what is degraded, without the sentences: a count in one changes all the time."""
+    return {(one.reason, one.subject) for one in degradations}
