@@ -104,6 +104,17 @@ async def test_second_server_on_one_socket_is_refused(mesh: Any, name: str) -> N
     assert "SOCKET_UNUSABLE" in log or "FILE_UNUSABLE" in log
 
 
+async def test_second_agent_with_a_key_of_its_own_harms_no_token(mesh: Any) -> None:
+    bundle = mesh.layout.trust_bundle.read_bytes()
+    first = mesh.processes["agent"]
+    await mesh.start("agent", "--state-dir", str(mesh.root / "other"))
+    second = mesh.processes["agent"]
+    mesh.processes["agent"] = first
+    assert await asyncio.wait_for(second.wait(), 20) == 1
+    assert mesh.layout.trust_bundle.read_bytes() == bundle
+    assert await mesh.query("SELECT count(*) AS n FROM event_losses") == [{"n": 0}]
+
+
 async def test_mesh_ends_with_the_command_that_started_it(mesh_dir: Path) -> None:
     """SIGKILL leaves `daemoneye up` no chance to stop anything; the kernel tells its children."""
     environment = {

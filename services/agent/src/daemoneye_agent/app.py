@@ -116,12 +116,14 @@ class Agent:
 
     async def run(self, stop: StopRequest) -> None:
         """Serves until ``stop`` is set, then drains."""
-        await asyncio.to_thread(self._issuer.publish)
         self._coverage.note_lost((await self._store.run(EventStore.stats)).lost_events)
         self._registry.on_change(self._note_change)
         server = self._build_server()
+        # Only who holds the socket may write the trust bundle: another agent's would make every token
+        # of the running mesh worthless.
         await server.start()
         try:
+            await asyncio.to_thread(self._issuer.publish)
             async with asyncio.TaskGroup() as group:
                 subscription = group.create_task(self._bus.run(self._pipeline), name="subscription")
                 tasks = [
