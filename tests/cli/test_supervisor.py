@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from daemoneye_cli.child import ChildSpec, describe_status, read_log_tail, rotate_log
+from daemoneye_cli.child import ChildSpec, bound_log, describe_status, read_log_tail, rotate_log
 from daemoneye_cli.errors import ChildFailedError
 from daemoneye_cli.supervisor import Supervisor
 
@@ -171,6 +171,34 @@ def test_log_of_the_run_before_is_kept_once(tmp_path):
         rotate_log(log)
     rotate_log(log)  # nothing there to rotate
     assert (tmp_path / "x.log.1").read_text() == "second"
+
+
+async def test_log_that_grew_too_large_is_moved_aside_while_its_writer_goes_on(
+    make, runtime_dir, eventually
+):
+    supervisor, _ = make(one="serve")
+    supervisor._max_log_bytes = 10
+    (child,) = supervisor.children
+    await supervisor.start()
+    with child.spec.log.open("a") as writer:
+        writer.write("more than ten bytes")
+        writer.flush()
+        watch = asyncio.ensure_future(supervisor.watch())
+        await eventually(lambda: child.spec.log.stat().st_size == 0, "the log is emptied")
+        writer.write("after")
+    assert child.spec.log.read_text() == "after"
+    assert child.spec.log.with_name(child.spec.log.name + ".1").read_text().endswith("ten bytes")
+    watch.cancel()
+    await asyncio.gather(watch, return_exceptions=True)
+    assert await supervisor.stop(asyncio.Event())
+
+
+def test_log_within_its_bound_is_left_alone(tmp_path):
+    log = tmp_path / "x.log"
+    assert not bound_log(log, 10), "there is none yet"
+    log.write_text("0123456789")
+    assert not bound_log(log, 10)
+    assert log.read_text() == "0123456789"
 
 
 def test_tail_of_a_log_is_bounded_and_readable(tmp_path):

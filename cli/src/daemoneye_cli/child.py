@@ -7,6 +7,7 @@ alone, which stops the children in order, and what a child leaves behind is foun
 import asyncio
 import json
 import os
+import shutil
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,10 +16,20 @@ from pathlib import Path
 from daemoneye_cli.text import printable
 from daemoneye_mesh.errors import InternalError
 
-__all__ = ["Child", "ChildSpec", "describe_status", "read_log_tail", "rotate_log"]
+__all__ = [
+    "MAX_LOG_BYTES",
+    "Child",
+    "ChildSpec",
+    "bound_log",
+    "describe_status",
+    "read_log_tail",
+    "rotate_log",
+]
 
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 12
+MAX_LOG_BYTES = 16 << 20
+"""Size past which a log is moved aside; with the one before, a process has at most about twice that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,22 @@ def rotate_log(log: Path) -> None:
     """Keeps the log of the run before as ``<name>.log.1``."""
     with suppress(FileNotFoundError):
         log.replace(log.with_name(log.name + ".1"))
+
+
+def bound_log(log: Path, max_bytes: int = MAX_LOG_BYTES) -> bool:
+    """Moves what a log holds to ``<name>.log.1`` once it is too large; returns whether it was.
+
+    The writer appends on to the emptied file. What it writes between the copy and the emptying is in
+    neither: a line or two every 16 MiB, for a file that no writer has to open again.
+    """
+    try:
+        if log.stat().st_size <= max_bytes:
+            return False
+        shutil.copy(log, log.with_name(log.name + ".1"))
+        os.truncate(log, 0)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def read_log_tail(log: Path) -> list[str]:

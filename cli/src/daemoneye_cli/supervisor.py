@@ -10,7 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from daemoneye_cli.child import Child, ChildSpec, describe_status, read_log_tail
+from daemoneye_cli.child import (
+    MAX_LOG_BYTES,
+    Child,
+    ChildSpec,
+    bound_log,
+    describe_status,
+    read_log_tail,
+)
 from daemoneye_cli.errors import ChildFailedError
 from daemoneye_cli.probe import is_answered
 from daemoneye_cli.readiness import wait_until_serving
@@ -22,6 +29,7 @@ STOP_LIMIT_S = 8.0
 KILL_LIMIT_S = 2.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
+LOG_CHECK_S = 30.0
 STEADY_S = 60.0
 """A child that served this long has earned the first backoff again."""
 
@@ -46,6 +54,7 @@ class Supervisor:
         narrator: is told what happens.
         readiness: returns when the server of a socket serves.
         first_backoff_s: pause before the first restart; it doubles up to ``MAX_BACKOFF_S``.
+        max_log_bytes: size past which a child's log is moved aside.
     """
 
     def __init__(
@@ -55,11 +64,13 @@ class Supervisor:
         *,
         readiness: Readiness = wait_until_serving,
         first_backoff_s: float = FIRST_BACKOFF_S,
+        max_log_bytes: int = MAX_LOG_BYTES,
     ) -> None:
         self.children = tuple(Child(spec) for spec in specs)
         self._narrator = narrator
         self._readiness = readiness
         self._first_backoff_s = first_backoff_s
+        self._max_log_bytes = max_log_bytes
 
     async def start(self, limit_s: float = START_LIMIT_S) -> None:
         """Starts all children at once and returns when each is in service.
@@ -75,8 +86,9 @@ class Supervisor:
             raise self._too_late(limit_s) from None
 
     async def watch(self) -> None:
-        """Restarts children that end, until cancelled."""
+        """Restarts children that end and bounds their logs, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._bound_logs(), name="logs")
             for child in self.children:
                 group.create_task(self._keep(child), name=f"keep {child.spec.name}")
 
@@ -125,6 +137,16 @@ class Supervisor:
             ready.cancel()
             ended.cancel()
             await asyncio.gather(ready, ended, return_exceptions=True)
+
+    async def _bound_logs(self) -> None:
+        while True:
+            for child in self.children:
+                try:
+                    await asyncio.to_thread(bound_log, child.spec.log, self._max_log_bytes)
+                except OSError as error:
+                    why = (error.strerror or "unknown reason").lower()
+                    self._narrator.alarm(f"cannot bound {child.spec.log}: {why}")
+            await asyncio.sleep(LOG_CHECK_S)
 
     async def _keep(self, child: Child) -> None:
         backoff_s = self._first_backoff_s
