@@ -89,3 +89,10 @@ def test_stat_is_exited_only_when_no_thread_is_left(
 ) -> None:
     stat = parse_stat(REAL)._replace(state=state, thread_count=thread_count)
     assert stat.is_exited is is_exited
+
+
+@pytest.mark.parametrize("part", ["start_code", "start_stack", "env_start"])
+@pytest.mark.parametrize("unset", [0, 1])
+def test_image_that_is_half_made_has_no_signature_yet(part: str, unset: int) -> None:
+    """An exec sets the stack before everything else that tells one image from another."""
+    assert parse_stat(REAL)._replace(**{part: unset}).signature is None

@@ -60,14 +60,14 @@ class StatLine(NamedTuple):
 
     @property
     def signature(self) -> ExecSignature | None:
-        """What changes on exec; None when the kernel hides it (no ptrace access) or has none.
+        """What changes on exec; None when the kernel hides it (no ptrace access) or has none (yet).
 
-        The start of the arguments is left out on purpose: prctl(PR_SET_MM) moves it in processes
+        An exec sets the stack first and the rest later, so a part alone is no signature. The start of
+        the arguments is left out on purpose: prctl(PR_SET_MM) moves it in processes
         that only rename themselves.
         """
-        if self.start_stack in (0, 1):
-            return None
-        return (self.start_code, self.start_stack, self.env_start)
+        parts = (self.start_code, self.start_stack, self.env_start)
+        return None if min(parts) <= 1 else parts
 
 
 def parse_stat(raw: bytes) -> StatLine:
