@@ -211,6 +211,11 @@ async def mesh(cold_mesh: Mesh) -> AsyncIterator[Mesh]:
         ),
         "the inventory is stored",
     )
+    # The inventory comes by the bus and may be faster than the registration.
+    await cold_mesh.until(
+        lambda: cold_mesh.find_query(f"SELECT pid FROM processes WHERE pid = {os.getpid()}"),
+        "the agent knows the collector",
+    )
     yield cold_mesh
     statuses = await cold_mesh.stop()
     assert set(statuses.values()) <= {0}, cold_mesh.logs()
