@@ -89,6 +89,9 @@ REMEDIES = {
     ErrorReason.VERSION_UNSUPPORTED: "upgrade the older side",
     ErrorReason.FILE_MISSING: "wait for the agent to write it, or check the path",
     ErrorReason.STORE_FAILED: "free disk space or repair the disk; the agent retries by itself",
+    ErrorReason.RATE_LIMITED: "wait as long as the RetryInfo says, then repeat; raise the limit if this is normal load",
+    ErrorReason.SLOW_CONSUMER: "subscribe again and read faster, or ask for a larger queue or another policy",
+    ErrorReason.NO_SUBSCRIBER: "keep the batch and repeat it with backoff until a subscriber is back",
 }
 """What a caller does about each reason; a reason without an entry fails the generation."""
 

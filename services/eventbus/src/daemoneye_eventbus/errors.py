@@ -23,6 +23,7 @@ __all__ = [
     "InvalidSubscriptionError",
     "MailboxBusyError",
     "MessageTooLargeError",
+    "NoSubscriberError",
     "SlowConsumerError",
     "SubscriptionLimitError",
     "UnsupportedSettingError",
@@ -107,12 +108,25 @@ class UnsupportedSettingError(UnsupportedError):
 class SlowConsumerError(OverloadedError):
     """The queue overflowed and the subscriber had asked to be disconnected rather than skip."""
 
+    default_reason = ErrorReason.SLOW_CONSUMER
+
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         super().__init__(
             f"the queue of {max_messages} messages and {max_bytes} bytes overflowed; "
             "subscribe again and read faster, or ask for a larger queue",
             max_messages=max_messages,
             max_bytes=max_bytes,
+        )
+
+
+class NoSubscriberError(UnavailableError):
+    """Nobody is there who would acknowledge what the publisher wants acknowledged."""
+
+    default_reason = ErrorReason.NO_SUBSCRIBER
+
+    def __init__(self) -> None:
+        super().__init__(
+            "nobody is there to acknowledge the batch; keep it and repeat it with backoff"
         )
 
 

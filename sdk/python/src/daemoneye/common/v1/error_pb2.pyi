@@ -14,6 +14,8 @@ MUST-ERR-01: a server MUST send exactly one ErrorInfo with domain "daemoneye" in
 status it produces itself.
 MUST-ERR-02: a server MUST NOT send the text of an unforeseen exception; it answers INTERNAL with
 reason INTERNAL and an incident id that its log explains.
+MUST-ERR-04: a server that refuses for a rate MUST say in a google.rpc.RetryInfo when to come back,
+and a caller MUST NOT come back before.
 MUST-ERR-03: a receiver MUST treat an unknown reason by its status code alone.
 """
 
@@ -111,6 +113,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
     ERROR_REASON_STORE_FAILED: _ErrorReason.ValueType  # 35
     """[UNAVAILABLE] The event store cannot be read or written right now, as when the disk is full."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 36
+    """[RESOURCE_EXHAUSTED] Too many messages a second; a google.rpc.RetryInfo says when to go on."""
+    ERROR_REASON_SLOW_CONSUMER: _ErrorReason.ValueType  # 37
+    """[RESOURCE_EXHAUSTED] A subscriber did not keep up with what it had asked for."""
+    ERROR_REASON_NO_SUBSCRIBER: _ErrorReason.ValueType  # 38
+    """[UNAVAILABLE] Nobody is there to acknowledge what was published."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable causes. The status code that goes with each stands in brackets."""
@@ -187,6 +195,12 @@ ERROR_REASON_FILE_MISSING: ErrorReason.ValueType  # 34
 """[UNAVAILABLE] A key, trust bundle or token file is not there yet; whoever writes it may be late."""
 ERROR_REASON_STORE_FAILED: ErrorReason.ValueType  # 35
 """[UNAVAILABLE] The event store cannot be read or written right now, as when the disk is full."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 36
+"""[RESOURCE_EXHAUSTED] Too many messages a second; a google.rpc.RetryInfo says when to go on."""
+ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 37
+"""[RESOURCE_EXHAUSTED] A subscriber did not keep up with what it had asked for."""
+ERROR_REASON_NO_SUBSCRIBER: ErrorReason.ValueType  # 38
+"""[UNAVAILABLE] Nobody is there to acknowledge what was published."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -219,12 +233,15 @@ class ErrorDetail(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """The google.rpc.Code number."""
     reason: Global___ErrorReason.ValueType
     """What happened."""
     message: _builtins.str
     """One sentence for a person, ending with what to do next."""
+    retry_after_ms: _builtins.int
+    """How long to wait before asking again, in milliseconds; absent when the sender cannot tell."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The variables of the sentence."""
@@ -236,11 +253,14 @@ class ErrorDetail(_message.Message):
         reason: Global___ErrorReason.ValueType = ...,
         message: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retry_after_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms", "code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__retry_after_ms: _TypeAlias = _typing.Literal["retry_after_ms"]  # noqa: Y015
+    _WhichOneofArgType__retry_after_ms: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_after_ms) -> _WhichOneofReturnType__retry_after_ms | None: ...
 
 Global___ErrorDetail: _TypeAlias = ErrorDetail  # noqa: Y015

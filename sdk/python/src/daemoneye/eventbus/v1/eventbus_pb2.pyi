@@ -471,8 +471,7 @@ class MessageMetadata(_message.Message):
     """When what the message tells was observed, in nanoseconds since the Unix epoch."""
     ttl_ms: _builtins.int
     """How long the message may wait for a subscriber, in milliseconds from its arrival at the broker;
-    0 means as long as the queue holds it. A broker that cannot honour another value refuses it
-    with FEATURE_UNSUPPORTED.
+    0 means as long as the queue holds it. What has waited longer is dropped and told as a gap.
     """
     source_id: _builtins.str
     """Id of the publisher, the last part of its verified identity: 1 to 64 of [a-z0-9_-]."""

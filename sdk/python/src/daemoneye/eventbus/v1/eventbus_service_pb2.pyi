@@ -18,6 +18,7 @@ the access table does not allow it; UNAVAILABLE (DRAINING): connect again with b
 from collections import abc as _abc
 from daemoneye.common.v1 import error_pb2 as _error_pb2
 from daemoneye.eventbus.v1 import eventbus_pb2 as _eventbus_pb2
+from daemoneye.eventbus.v1 import group_pb2 as _group_pb2
 from daemoneye.eventbus.v1 import subscription_pb2 as _subscription_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -35,6 +36,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PublishAssurance:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PublishAssuranceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PublishAssurance.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUBLISH_ASSURANCE_UNSPECIFIED: _PublishAssurance.ValueType  # 0
+    """The broker's default, ACCEPTED."""
+    PUBLISH_ASSURANCE_ACCEPTED: _PublishAssurance.ValueType  # 1
+    """When it is in the queues of its subscribers."""
+    PUBLISH_ASSURANCE_ACKNOWLEDGED: _PublishAssurance.ValueType  # 2
+    """When every subscription that acknowledges and that it was offered to has acknowledged it. Where
+    there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
+    batch until it is answered loses nothing, whoever dies.
+    """
+
+class PublishAssurance(_PublishAssurance, metaclass=_PublishAssuranceEnumTypeWrapper):
+    """When a batch is answered."""
+
+PUBLISH_ASSURANCE_UNSPECIFIED: PublishAssurance.ValueType  # 0
+"""The broker's default, ACCEPTED."""
+PUBLISH_ASSURANCE_ACCEPTED: PublishAssurance.ValueType  # 1
+"""When it is in the queues of its subscribers."""
+PUBLISH_ASSURANCE_ACKNOWLEDGED: PublishAssurance.ValueType  # 2
+"""When every subscription that acknowledges and that it was offered to has acknowledged it. Where
+there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
+batch until it is answered loses nothing, whoever dies.
+"""
+Global___PublishAssurance: _TypeAlias = PublishAssurance  # noqa: Y015
+
 class _OverflowPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -48,7 +79,12 @@ class _OverflowPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overfl
     OVERFLOW_POLICY_DROP_NEWEST: _OverflowPolicy.ValueType  # 2
     """The arriving message is dropped."""
     OVERFLOW_POLICY_DISCONNECT: _OverflowPolicy.ValueType  # 3
-    """The subscription ends with RESOURCE_EXHAUSTED."""
+    """The subscription ends with RESOURCE_EXHAUSTED (SLOW_CONSUMER)."""
+    OVERFLOW_POLICY_BLOCK: _OverflowPolicy.ValueType  # 4
+    """Publishers wait for room, up to the deadline of the subscription; then the arriving message is
+    dropped, and nobody waits for this subscriber again before half of its queue is free. It slows
+    publishers down, so only identities to which the access table grants it may ask for it.
+    """
 
 class OverflowPolicy(_OverflowPolicy, metaclass=_OverflowPolicyEnumTypeWrapper):
     """What to do when a subscriber's queue is full."""
@@ -60,7 +96,12 @@ OVERFLOW_POLICY_DROP_OLDEST: OverflowPolicy.ValueType  # 1
 OVERFLOW_POLICY_DROP_NEWEST: OverflowPolicy.ValueType  # 2
 """The arriving message is dropped."""
 OVERFLOW_POLICY_DISCONNECT: OverflowPolicy.ValueType  # 3
-"""The subscription ends with RESOURCE_EXHAUSTED."""
+"""The subscription ends with RESOURCE_EXHAUSTED (SLOW_CONSUMER)."""
+OVERFLOW_POLICY_BLOCK: OverflowPolicy.ValueType  # 4
+"""Publishers wait for room, up to the deadline of the subscription; then the arriving message is
+dropped, and nobody waits for this subscriber again before half of its queue is free. It slows
+publishers down, so only identities to which the access table grants it may ask for it.
+"""
 Global___OverflowPolicy: _TypeAlias = OverflowPolicy  # noqa: Y015
 
 class _GapReason:
@@ -75,6 +116,14 @@ class _GapReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GapReason.V
     """The queue was full and the oldest messages made room."""
     GAP_REASON_DROPPED_NEWEST: _GapReason.ValueType  # 2
     """The queue was full and arriving messages were dropped."""
+    GAP_REASON_EXPIRED: _GapReason.ValueType  # 3
+    """The messages waited longer than their ttl_ms."""
+    GAP_REASON_DEADLINE: _GapReason.ValueType  # 4
+    """Publishers had waited for room as long as they may."""
+    GAP_REASON_RETENTION: _GapReason.ValueType  # 5
+    """The subscriber was away and the bounds of its retention policy were reached."""
+    GAP_REASON_FLUSHED: _GapReason.ValueType  # 6
+    """The subscriber asked to throw them away."""
 
 class GapReason(_GapReason, metaclass=_GapReasonEnumTypeWrapper):
     """Why messages are missing."""
@@ -85,27 +134,45 @@ GAP_REASON_DROPPED_OLDEST: GapReason.ValueType  # 1
 """The queue was full and the oldest messages made room."""
 GAP_REASON_DROPPED_NEWEST: GapReason.ValueType  # 2
 """The queue was full and arriving messages were dropped."""
+GAP_REASON_EXPIRED: GapReason.ValueType  # 3
+"""The messages waited longer than their ttl_ms."""
+GAP_REASON_DEADLINE: GapReason.ValueType  # 4
+"""Publishers had waited for room as long as they may."""
+GAP_REASON_RETENTION: GapReason.ValueType  # 5
+"""The subscriber was away and the bounds of its retention policy were reached."""
+GAP_REASON_FLUSHED: GapReason.ValueType  # 6
+"""The subscriber asked to throw them away."""
 Global___GapReason: _TypeAlias = GapReason  # noqa: Y015
 
 @_typing.final
 class PublishRequest(_message.Message):
-    """One batch to publish."""
+    """One batch to publish: messages, then groups, 1 to 10,000 messages and 4 MiB in all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
+    assurance: Global___PublishAssurance.ValueType
+    """When to answer."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_eventbus_pb2.EventBusMessage]:
-        """1 to 10,000 messages, 4 MiB in all."""
+        """Messages, each with its own envelope."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[_group_pb2.MessageGroup]:
+        """Messages in groups."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[_eventbus_pb2.EventBusMessage] | None = ...,
+        groups: _abc.Iterable[_group_pb2.MessageGroup] | None = ...,
+        assurance: Global___PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "groups", b"groups", "messages", b"messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,27 +206,37 @@ Global___PublishResponse: _TypeAlias = PublishResponse  # noqa: Y015
 
 @_typing.final
 class PublishStreamRequest(_message.Message):
-    """One batch on a stream."""
+    """One batch on a stream: messages, then groups, 1 to 10,000 messages and 4 MiB in all."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """Chosen by the publisher, strictly rising within the stream."""
+    assurance: Global___PublishAssurance.ValueType
+    """When to answer."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_eventbus_pb2.EventBusMessage]:
-        """1 to 10,000 messages, 4 MiB in all."""
+        """Messages, each with its own envelope."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[_group_pb2.MessageGroup]:
+        """Messages in groups."""
 
     def __init__(
         self,
         *,
         batch_id: _builtins.int = ...,
         messages: _abc.Iterable[_eventbus_pb2.EventBusMessage] | None = ...,
+        groups: _abc.Iterable[_group_pb2.MessageGroup] | None = ...,
+        assurance: Global___PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "batch_id", b"batch_id", "groups", b"groups", "messages", b"messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,7 +244,7 @@ Global___PublishStreamRequest: _TypeAlias = PublishStreamRequest  # noqa: Y015
 
 @_typing.final
 class PublishStreamResponse(_message.Message):
-    """The answer to one batch on a stream."""
+    """The answer to one batch on a stream, or to several that were accepted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -176,9 +253,9 @@ class PublishStreamResponse(_message.Message):
     ROUTED_COUNT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
-    """The batch it answers."""
+    """The last batch it answers."""
     accepted_count: _builtins.int
-    """Messages accepted: all or none."""
+    """Messages accepted in all batches it answers."""
     routed_count: _builtins.int
     """Copies put into subscriber queues."""
     @_builtins.property
@@ -202,6 +279,34 @@ class PublishStreamResponse(_message.Message):
 Global___PublishStreamResponse: _TypeAlias = PublishStreamResponse  # noqa: Y015
 
 @_typing.final
+class History(_message.Message):
+    """What a new subscription gets of the past: retained messages that pass it, before anything newer.
+    How much the broker retains is its setting; it does not outlive the broker.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_AGE_MS_FIELD_NUMBER: _builtins.int
+    MAX_MESSAGES_FIELD_NUMBER: _builtins.int
+    max_age_ms: _builtins.int
+    """Only messages that the broker accepted at most so long ago, in milliseconds; 0 sets no bound."""
+    max_messages: _builtins.int
+    """At most so many messages, the latest ones; 0 sets no bound."""
+    def __init__(
+        self,
+        *,
+        max_age_ms: _builtins.int = ...,
+        max_messages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age_ms", b"max_age_ms", "max_messages", b"max_messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___History: _TypeAlias = History  # noqa: Y015
+
+@_typing.final
 class OpenSubscription(_message.Message):
     """Opens a subscription."""
 
@@ -210,13 +315,39 @@ class OpenSubscription(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     OVERFLOW_POLICY_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    GROUPED_FIELD_NUMBER: _builtins.int
+    BLOCK_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ACK_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    MAX_UNACKNOWLEDGED_MESSAGES_FIELD_NUMBER: _builtins.int
+    INITIAL_CREDIT_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     overflow_policy: Global___OverflowPolicy.ValueType
     """What to do when the queue is full."""
     max_queue_bytes: _builtins.int
     """Bound of the queue in bytes; 0 takes the broker's default (16 MiB), larger values are refused."""
+    grouped: _builtins.bool
+    """True asks for batches of groups, false for batches of single messages with full metadata."""
+    block_timeout_ms: _builtins.int
+    """Deadline of OVERFLOW_POLICY_BLOCK in milliseconds, 1 to 5,000; 0 takes the default, 1,000."""
+    ack_timeout_ms: _builtins.int
+    """Redelivery of what is not acknowledged after so many milliseconds, 100 to 3,600,000; 0 takes the
+    default, 30,000. Needs a guarantee with acknowledgements.
+    """
+    max_unacknowledged_messages: _builtins.int
+    """Most messages handed over and not acknowledged; 0 takes the bound of the queue. Needs a guarantee
+    with acknowledgements. They count against the bounds of the queue.
+    """
+    initial_credit: _builtins.int
+    """Present: the broker hands over only as many messages as it was given credit for, this many at
+    first. Absent: it hands over as fast as the stream takes them.
+    """
     @_builtins.property
     def config(self) -> _subscription_pb2.SubscriptionConfig:
         """Who subscribes to what. subscriber_id may be empty: the broker then makes one up."""
+
+    @_builtins.property
+    def history(self) -> Global___History:
+        """Present: begin with what is retained. Not for a durable subscription that goes on."""
 
     def __init__(
         self,
@@ -224,12 +355,25 @@ class OpenSubscription(_message.Message):
         config: _subscription_pb2.SubscriptionConfig | None = ...,
         overflow_policy: Global___OverflowPolicy.ValueType = ...,
         max_queue_bytes: _builtins.int = ...,
+        grouped: _builtins.bool = ...,
+        block_timeout_ms: _builtins.int = ...,
+        ack_timeout_ms: _builtins.int = ...,
+        max_unacknowledged_messages: _builtins.int = ...,
+        initial_credit: _builtins.int | None = ...,
+        history: Global___History | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_history", b"_history", "_initial_credit", b"_initial_credit", "config", b"config", "history", b"history", "initial_credit", b"initial_credit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "max_queue_bytes", b"max_queue_bytes", "overflow_policy", b"overflow_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_history", b"_history", "_initial_credit", b"_initial_credit", "ack_timeout_ms", b"ack_timeout_ms", "block_timeout_ms", b"block_timeout_ms", "config", b"config", "grouped", b"grouped", "history", b"history", "initial_credit", b"initial_credit", "max_queue_bytes", b"max_queue_bytes", "max_unacknowledged_messages", b"max_unacknowledged_messages", "overflow_policy", b"overflow_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__history: _TypeAlias = _typing.Literal["history"]  # noqa: Y015
+    _WhichOneofArgType__history: _TypeAlias = _typing.Literal["_history", b"_history"]  # noqa: Y015
+    _WhichOneofReturnType__initial_credit: _TypeAlias = _typing.Literal["initial_credit"]  # noqa: Y015
+    _WhichOneofArgType__initial_credit: _TypeAlias = _typing.Literal["_initial_credit", b"_initial_credit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__history) -> _WhichOneofReturnType__history | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_credit) -> _WhichOneofReturnType__initial_credit | None: ...
 
 Global___OpenSubscription: _TypeAlias = OpenSubscription  # noqa: Y015
 
@@ -254,6 +398,88 @@ class AckDeliveries(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AckDeliveries: _TypeAlias = AckDeliveries  # noqa: Y015
+
+@_typing.final
+class UpdateSubscription(_message.Message):
+    """Gives a subscription other patterns and filters from here on; what waits already stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def config(self) -> _subscription_pb2.SubscriptionConfig:
+        """Its topic_patterns and filters take the place of the present ones. subscriber_id, qos_settings and
+        consumer_group must be as they are, or absent.
+        """
+
+    def __init__(
+        self,
+        *,
+        config: _subscription_pb2.SubscriptionConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSubscription: _TypeAlias = UpdateSubscription  # noqa: Y015
+
+@_typing.final
+class FlushQueue(_message.Message):
+    """Throws away what waits; it counts as dropped and is told as a gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlushQueue: _TypeAlias = FlushQueue  # noqa: Y015
+
+@_typing.final
+class Unsubscribe(_message.Message):
+    """Ends the subscription, a durable one for good, with status OK."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015
+
+@_typing.final
+class GrantCredit(_message.Message):
+    """Lets the broker hand over more; needs OpenSubscription.initial_credit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    messages: _builtins.int
+    """So many messages more, at least 1."""
+    def __init__(
+        self,
+        *,
+        messages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantCredit: _TypeAlias = GrantCredit  # noqa: Y015
 
 @_typing.final
 class PauseDelivery(_message.Message):
@@ -299,6 +525,13 @@ class SubscribeRequest(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    FLUSH_FIELD_NUMBER: _builtins.int
+    UNSUBSCRIBE_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """Chosen by the subscriber; another value than 0 asks for a SubscriptionChanged that echoes it."""
     @_builtins.property
     def open(self) -> Global___OpenSubscription:
         """Must be the first request, and only the first."""
@@ -315,6 +548,22 @@ class SubscribeRequest(_message.Message):
     def resume(self) -> Global___ResumeDelivery:
         """Resume delivery."""
 
+    @_builtins.property
+    def update(self) -> Global___UpdateSubscription:
+        """Other patterns and filters."""
+
+    @_builtins.property
+    def flush(self) -> Global___FlushQueue:
+        """Throw away what waits."""
+
+    @_builtins.property
+    def unsubscribe(self) -> Global___Unsubscribe:
+        """End the subscription."""
+
+    @_builtins.property
+    def credit(self) -> Global___GrantCredit:
+        """Hand over more."""
+
     def __init__(
         self,
         *,
@@ -322,12 +571,17 @@ class SubscribeRequest(_message.Message):
         ack: Global___AckDeliveries | None = ...,
         pause: Global___PauseDelivery | None = ...,
         resume: Global___ResumeDelivery | None = ...,
+        update: Global___UpdateSubscription | None = ...,
+        flush: Global___FlushQueue | None = ...,
+        unsubscribe: Global___Unsubscribe | None = ...,
+        credit: Global___GrantCredit | None = ...,
+        request_id: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "open", b"open", "pause", b"pause", "resume", b"resume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "flush", b"flush", "open", b"open", "pause", b"pause", "resume", b"resume", "unsubscribe", b"unsubscribe", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "open", b"open", "pause", b"pause", "resume", b"resume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "flush", b"flush", "open", b"open", "pause", b"pause", "request_id", b"request_id", "resume", b"resume", "unsubscribe", b"unsubscribe", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "ack", "pause", "resume"]  # noqa: Y015
+    _WhichOneofReturnType_action: _TypeAlias = _typing.Literal["open", "ack", "pause", "resume", "update", "flush", "unsubscribe", "credit"]  # noqa: Y015
     _WhichOneofArgType_action: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_action) -> _WhichOneofReturnType_action | None: ...
 
@@ -343,6 +597,11 @@ class SubscriptionOpened(_message.Message):
     MAX_QUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
     BROKER_EPOCH_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HISTORY_COMPLETE_FIELD_NUMBER: _builtins.int
+    ACK_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    MAX_UNACKNOWLEDGED_MESSAGES_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """Id of the subscription, unique in the life of the broker."""
     max_queue_messages: _builtins.int
@@ -351,6 +610,16 @@ class SubscriptionOpened(_message.Message):
     """Bound of the queue in bytes, as granted."""
     broker_epoch: _builtins.str
     """The broker's life: another value after a reconnect means that its queues were lost."""
+    resumed: _builtins.bool
+    """Whether a durable subscription goes on."""
+    position: _builtins.int
+    """Delivery position before the first delivery that follows; 0 unless resumed."""
+    history_complete: _builtins.bool
+    """Whether the retained messages reach back as far as history asked; true without history."""
+    ack_timeout_ms: _builtins.int
+    """Redelivery timeout in milliseconds, as granted; 0 without acknowledgements."""
+    max_unacknowledged_messages: _builtins.int
+    """Most messages not acknowledged, as granted; 0 without acknowledgements."""
     def __init__(
         self,
         *,
@@ -358,14 +627,51 @@ class SubscriptionOpened(_message.Message):
         max_queue_messages: _builtins.int = ...,
         max_queue_bytes: _builtins.int = ...,
         broker_epoch: _builtins.str = ...,
+        resumed: _builtins.bool = ...,
+        position: _builtins.int = ...,
+        history_complete: _builtins.bool = ...,
+        ack_timeout_ms: _builtins.int = ...,
+        max_unacknowledged_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "max_queue_bytes", b"max_queue_bytes", "max_queue_messages", b"max_queue_messages", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_timeout_ms", b"ack_timeout_ms", "broker_epoch", b"broker_epoch", "history_complete", b"history_complete", "max_queue_bytes", b"max_queue_bytes", "max_queue_messages", b"max_queue_messages", "max_unacknowledged_messages", b"max_unacknowledged_messages", "position", b"position", "resumed", b"resumed", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscriptionOpened: _TypeAlias = SubscriptionOpened  # noqa: Y015
+
+@_typing.final
+class SubscriptionChanged(_message.Message):
+    """What became of a request that carried a request_id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FLUSHED_COUNT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    """The request."""
+    flushed_count: _builtins.int
+    """Messages thrown away by `flush`."""
+    @_builtins.property
+    def error(self) -> _error_pb2.ErrorDetail:
+        """Why nothing was changed; absent when it was done. The subscription goes on as it was."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.int = ...,
+        flushed_count: _builtins.int = ...,
+        error: _error_pb2.ErrorDetail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "flushed_count", b"flushed_count", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubscriptionChanged: _TypeAlias = SubscriptionChanged  # noqa: Y015
 
 @_typing.final
 class MessageBatch(_message.Message):
@@ -375,23 +681,33 @@ class MessageBatch(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    REDELIVERED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Delivery position of the last message; positions count 1, 2, 3… within the subscription, gaps
-    included.
+    included. A redelivery has the positions of the first delivery.
     """
+    redelivered: _builtins.bool
+    """Whether these messages were handed over before and not acknowledged."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_eventbus_pb2.EventBusMessage]:
         """Whatever waited, oldest first."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[_group_pb2.MessageGroup]:
+        """The same messages in groups, in place of `messages`, when the subscription asked for it."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[_eventbus_pb2.EventBusMessage] | None = ...,
         position: _builtins.int = ...,
+        groups: _abc.Iterable[_group_pb2.MessageGroup] | None = ...,
+        redelivered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "messages", b"messages", "position", b"position", "redelivered", b"redelivered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,6 +756,7 @@ class SubscribeResponse(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___SubscriptionOpened:
         """Always the first response."""
@@ -452,18 +769,23 @@ class SubscribeResponse(_message.Message):
     def gap(self) -> Global___GapMarker:
         """Missing messages."""
 
+    @_builtins.property
+    def changed(self) -> Global___SubscriptionChanged:
+        """The answer to a request with a request_id."""
+
     def __init__(
         self,
         *,
         opened: Global___SubscriptionOpened | None = ...,
         batch: Global___MessageBatch | None = ...,
         gap: Global___GapMarker | None = ...,
+        changed: Global___SubscriptionChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["opened", "batch", "gap"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["opened", "batch", "gap", "changed"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -548,7 +870,7 @@ Global___GetBusStatsRequest: _TypeAlias = GetBusStatsRequest  # noqa: Y015
 
 @_typing.final
 class FlowCounters(_message.Message):
-    """Counters of one hop: offered = delivered + dropped + pending."""
+    """Counters of one hop: offered = delivered + filtered + dropped + pending."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -577,17 +899,28 @@ class FlowCounters(_message.Message):
     DROPPED_COUNT_FIELD_NUMBER: _builtins.int
     PENDING_COUNT_FIELD_NUMBER: _builtins.int
     PENDING_BYTES_FIELD_NUMBER: _builtins.int
+    FILTERED_COUNT_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_COUNT_FIELD_NUMBER: _builtins.int
+    REDELIVERED_COUNT_FIELD_NUMBER: _builtins.int
     offered_count: _builtins.int
-    """Messages offered."""
+    """Messages offered: those that match a pattern."""
     delivered_count: _builtins.int
-    """Messages handed to the subscriber's stream."""
+    """Messages handed to the subscriber's stream; with acknowledgements, messages acknowledged."""
     pending_count: _builtins.int
-    """Messages waiting."""
+    """Messages waiting, those not acknowledged included."""
     pending_bytes: _builtins.int
     """Bytes waiting."""
+    filtered_count: _builtins.int
+    """Messages held back by a filter, a priority floor or as repeats."""
+    unacknowledged_count: _builtins.int
+    """Of those pending: handed over and not acknowledged."""
+    redelivered_count: _builtins.int
+    """Messages handed over again; no part of the equation."""
     @_builtins.property
     def dropped_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Messages dropped, by reason: dropped_oldest, dropped_newest, closed."""
+        """Messages dropped, by reason: dropped_oldest, dropped_newest, expired, deadline, retention, flushed,
+        closed, and moved for those handed on to another member of the consumer group.
+        """
 
     def __init__(
         self,
@@ -597,10 +930,13 @@ class FlowCounters(_message.Message):
         dropped_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         pending_count: _builtins.int = ...,
         pending_bytes: _builtins.int = ...,
+        filtered_count: _builtins.int = ...,
+        unacknowledged_count: _builtins.int = ...,
+        redelivered_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_count", b"delivered_count", "dropped_count", b"dropped_count", "offered_count", b"offered_count", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered_count", b"delivered_count", "dropped_count", b"dropped_count", "filtered_count", b"filtered_count", "offered_count", b"offered_count", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count", "redelivered_count", b"redelivered_count", "unacknowledged_count", b"unacknowledged_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -615,26 +951,106 @@ class TopicStats(_message.Message):
     TOPIC_FIELD_NUMBER: _builtins.int
     PUBLISHED_COUNT_FIELD_NUMBER: _builtins.int
     PUBLISHED_BYTES_FIELD_NUMBER: _builtins.int
+    OFFERED_COUNT_FIELD_NUMBER: _builtins.int
+    UNROUTED_COUNT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """The topic; "_other" sums those past the bound of the table."""
     published_count: _builtins.int
     """Messages published."""
     published_bytes: _builtins.int
     """Their size."""
+    offered_count: _builtins.int
+    """Copies offered to subscriptions."""
+    unrouted_count: _builtins.int
+    """Messages that no subscription matched."""
     def __init__(
         self,
         *,
         topic: _builtins.str = ...,
         published_count: _builtins.int = ...,
         published_bytes: _builtins.int = ...,
+        offered_count: _builtins.int = ...,
+        unrouted_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["published_bytes", b"published_bytes", "published_count", b"published_count", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offered_count", b"offered_count", "published_bytes", b"published_bytes", "published_count", b"published_count", "topic", b"topic", "unrouted_count", b"unrouted_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopicStats: _TypeAlias = TopicStats  # noqa: Y015
+
+@_typing.final
+class IdentityStats(_message.Message):
+    """Counters of one identity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RefusedCountEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    PUBLISHED_COUNT_FIELD_NUMBER: _builtins.int
+    PUBLISHED_BYTES_FIELD_NUMBER: _builtins.int
+    OFFERED_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    STREAM_COUNT_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_COUNT_FIELD_NUMBER: _builtins.int
+    GRANTED_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """The verified identity, such as collector/procmond; "_other" sums those past the bound of the table."""
+    published_count: _builtins.int
+    """Messages accepted from it."""
+    published_bytes: _builtins.int
+    """Their size."""
+    offered_count: _builtins.int
+    """Copies of them offered to subscriptions."""
+    stream_count: _builtins.int
+    """Its open streams, for publishing and subscribing."""
+    subscription_count: _builtins.int
+    """Its subscriptions, those that wait for its return included."""
+    granted_queue_bytes: _builtins.int
+    """Bytes of queue granted to them."""
+    @_builtins.property
+    def refused_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Messages of it that were refused, by ErrorReason name."""
+
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        published_count: _builtins.int = ...,
+        published_bytes: _builtins.int = ...,
+        offered_count: _builtins.int = ...,
+        refused_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        stream_count: _builtins.int = ...,
+        subscription_count: _builtins.int = ...,
+        granted_queue_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted_queue_bytes", b"granted_queue_bytes", "identity", b"identity", "offered_count", b"offered_count", "published_bytes", b"published_bytes", "published_count", b"published_count", "refused_count", b"refused_count", "stream_count", b"stream_count", "subscription_count", b"subscription_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdentityStats: _TypeAlias = IdentityStats  # noqa: Y015
 
 @_typing.final
 class GetBusStatsResponse(_message.Message):
@@ -670,6 +1086,10 @@ class GetBusStatsResponse(_message.Message):
     FLOW_FIELD_NUMBER: _builtins.int
     TOPICS_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_COUNT_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
+    UNROUTED_COUNT_FIELD_NUMBER: _builtins.int
+    RETAINED_COUNT_FIELD_NUMBER: _builtins.int
+    RETAINED_BYTES_FIELD_NUMBER: _builtins.int
     broker_epoch: _builtins.str
     """The broker's life."""
     published_count: _builtins.int
@@ -677,7 +1097,13 @@ class GetBusStatsResponse(_message.Message):
     published_bytes: _builtins.int
     """Their size."""
     subscription_count: _builtins.int
-    """Open subscriptions."""
+    """Subscriptions, those that wait for their subscriber included."""
+    unrouted_count: _builtins.int
+    """Accepted messages that no subscription matched."""
+    retained_count: _builtins.int
+    """Messages retained for late joiners."""
+    retained_bytes: _builtins.int
+    """Their size."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -694,6 +1120,10 @@ class GetBusStatsResponse(_message.Message):
     def topics(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopicStats]:
         """By topic, busiest first, at most 256."""
 
+    @_builtins.property
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdentityStats]:
+        """By identity, busiest first, at most 256."""
+
     def __init__(
         self,
         *,
@@ -705,10 +1135,14 @@ class GetBusStatsResponse(_message.Message):
         flow: Global___FlowCounters | None = ...,
         topics: _abc.Iterable[Global___TopicStats] | None = ...,
         subscription_count: _builtins.int = ...,
+        identities: _abc.Iterable[Global___IdentityStats] | None = ...,
+        unrouted_count: _builtins.int = ...,
+        retained_count: _builtins.int = ...,
+        retained_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "flow", b"flow", "published_bytes", b"published_bytes", "published_count", b"published_count", "refused_count", b"refused_count", "started_at", b"started_at", "subscription_count", b"subscription_count", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broker_epoch", b"broker_epoch", "flow", b"flow", "identities", b"identities", "published_bytes", b"published_bytes", "published_count", b"published_count", "refused_count", b"refused_count", "retained_bytes", b"retained_bytes", "retained_count", b"retained_count", "started_at", b"started_at", "subscription_count", b"subscription_count", "topics", b"topics", "unrouted_count", b"unrouted_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,12 +1177,28 @@ class SubscriptionInfo(_message.Message):
     PATTERNS_FIELD_NUMBER: _builtins.int
     FLOW_FIELD_NUMBER: _builtins.int
     OPENED_AT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    OVERFLOW_POLICY_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
+    IS_ATTACHED_FIELD_NUMBER: _builtins.int
+    IS_PAUSED_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     """Id of the subscription."""
     subscriber_id: _builtins.str
     """The subscriber_id of its configuration."""
     identity: _builtins.str
     """The verified identity, such as operator/local."""
+    overflow_policy: Global___OverflowPolicy.ValueType
+    """What happens when its queue is full."""
+    max_queue_messages: _builtins.int
+    """Bound of its queue in messages."""
+    max_queue_bytes: _builtins.int
+    """Bound of its queue in bytes."""
+    is_attached: _builtins.bool
+    """Whether its stream stands; false for a durable one that waits for its subscriber."""
+    is_paused: _builtins.bool
+    """Whether its subscriber has paused it."""
     @_builtins.property
     def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its patterns."""
@@ -761,6 +1211,10 @@ class SubscriptionInfo(_message.Message):
     def opened_at(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
 
+    @_builtins.property
+    def config(self) -> _subscription_pb2.SubscriptionConfig:
+        """What is granted, with subscriber_id and patterns as above."""
+
     def __init__(
         self,
         *,
@@ -770,10 +1224,16 @@ class SubscriptionInfo(_message.Message):
         patterns: _abc.Iterable[_builtins.str] | None = ...,
         flow: Global___FlowCounters | None = ...,
         opened_at: _timestamp_pb2.Timestamp | None = ...,
+        config: _subscription_pb2.SubscriptionConfig | None = ...,
+        overflow_policy: Global___OverflowPolicy.ValueType = ...,
+        max_queue_messages: _builtins.int = ...,
+        max_queue_bytes: _builtins.int = ...,
+        is_attached: _builtins.bool = ...,
+        is_paused: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow", "opened_at", b"opened_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "flow", b"flow", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flow", b"flow", "identity", b"identity", "opened_at", b"opened_at", "patterns", b"patterns", "subscriber_id", b"subscriber_id", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "flow", b"flow", "identity", b"identity", "is_attached", b"is_attached", "is_paused", b"is_paused", "max_queue_bytes", b"max_queue_bytes", "max_queue_messages", b"max_queue_messages", "opened_at", b"opened_at", "overflow_policy", b"overflow_policy", "patterns", b"patterns", "subscriber_id", b"subscriber_id", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

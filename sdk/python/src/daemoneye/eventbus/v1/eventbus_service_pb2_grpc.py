@@ -31,12 +31,17 @@ class EventBusServiceStub(object):
     MUST-BUS-01: the broker MUST deliver the messages of one publisher stream to one subscriber in
     the order in which they were published.
     MUST-BUS-02: the broker MUST forward metadata.source_id, source_epoch and source_sequence as they
-    came.
+    came, and correlation too.
     MUST-BUS-03: a batch MUST be accepted whole or refused whole.
-    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one.
+    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one, but for
+    the declared deadline of OVERFLOW_POLICY_BLOCK, once for each time that the subscriber stalls.
     MUST-BUS-05: every message that the broker drops for a subscriber MUST be counted by reason and
     told to that subscriber by a GapMarker at the place where the message would have been.
     MUST-BUS-06: a publisher MUST set metadata.source_id to the id of its own identity.
+    MUST-BUS-07: at every moment, and for every subscription, offered = delivered + filtered + dropped +
+    pending MUST hold.
+    MUST-BUS-08: a refusal of a publish stream that may pass (RESOURCE_EXHAUSTED, UNAVAILABLE) MUST end
+    the stream, so that what follows cannot overtake what was refused.
     """
 
     def __init__(self, channel):
@@ -83,29 +88,37 @@ class EventBusServiceServicer(object):
     MUST-BUS-01: the broker MUST deliver the messages of one publisher stream to one subscriber in
     the order in which they were published.
     MUST-BUS-02: the broker MUST forward metadata.source_id, source_epoch and source_sequence as they
-    came.
+    came, and correlation too.
     MUST-BUS-03: a batch MUST be accepted whole or refused whole.
-    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one.
+    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one, but for
+    the declared deadline of OVERFLOW_POLICY_BLOCK, once for each time that the subscriber stalls.
     MUST-BUS-05: every message that the broker drops for a subscriber MUST be counted by reason and
     told to that subscriber by a GapMarker at the place where the message would have been.
     MUST-BUS-06: a publisher MUST set metadata.source_id to the id of its own identity.
+    MUST-BUS-07: at every moment, and for every subscription, offered = delivered + filtered + dropped +
+    pending MUST hold.
+    MUST-BUS-08: a refusal of a publish stream that may pass (RESOURCE_EXHAUSTED, UNAVAILABLE) MUST end
+    the stream, so that what follows cannot overtake what was refused.
     """
 
     def Publish(self, request, context):
         """Publishes one batch and returns when it is in the queues of its subscribers. Not idempotent: a
         repeated batch is delivered again; subscribers tell repeats by (source_id, source_epoch,
-        source_sequence). Deadline: 5 s is plenty.
+        source_sequence). Deadline: 5 s is plenty; with PUBLISH_ASSURANCE_ACKNOWLEDGED what subscribers
+        need to acknowledge.
 
         Errors: INVALID_ARGUMENT (BATCH_EMPTY, TOPIC_INVALID, MESSAGE_TOO_LARGE, REQUEST_INVALID,
-        ENUM_UNKNOWN).
+        ENUM_UNKNOWN), RESOURCE_EXHAUSTED (RATE_LIMITED), UNAVAILABLE (NO_SUBSCRIBER).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishStream(self, request_iterator, context):
-        """Publishes batches on one long stream; each request is answered by one response with the same
-        batch_id, in order. A refused batch is answered with an error and the stream goes on.
+        """Publishes batches on one long stream. A response answers every batch up to its batch_id that was
+        not answered before: those were accepted, unless it carries an error, which is about the batch of
+        batch_id alone. A batch refused for good is answered so and the stream goes on. Answers may be
+        held back for a few milliseconds, so a publisher needs several batches in flight to be fast.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,11 +127,13 @@ class EventBusServiceServicer(object):
     def Subscribe(self, request_iterator, context):
         """Opens one subscription. The first request carries `open`; the broker answers `opened` before
         anything else. The subscription ends with the stream; half-closing the request side does not
-        end it.
+        end it. Later requests change the subscription; each with a request_id is answered by `changed`.
 
-        Errors: INVALID_ARGUMENT (PATTERN_INVALID, REQUEST_INVALID), RESOURCE_EXHAUSTED (LIMIT_REACHED:
-        too many subscriptions, or a queue that overflowed under OVERFLOW_POLICY_DISCONNECT),
-        UNIMPLEMENTED (FEATURE_UNSUPPORTED: a setting this broker does not offer).
+        Errors: INVALID_ARGUMENT (PATTERN_INVALID, REQUEST_INVALID, ENUM_UNKNOWN), RESOURCE_EXHAUSTED
+        (LIMIT_REACHED: too many subscriptions, or too much queue, for the broker or this identity;
+        SLOW_CONSUMER: the queue overflowed under OVERFLOW_POLICY_DISCONNECT), ABORTED (SUPERSEDED: the
+        same durable subscription was opened again), UNIMPLEMENTED (FEATURE_UNSUPPORTED: a setting this
+        broker does not offer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +149,7 @@ class EventBusServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetBusStats(self, request, context):
-        """Reads the counters. For every hop: offered = delivered + dropped + pending. Idempotent.
+        """Reads the counters. For every hop: offered = delivered + filtered + dropped + pending. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,12 +209,17 @@ class EventBusService(object):
     MUST-BUS-01: the broker MUST deliver the messages of one publisher stream to one subscriber in
     the order in which they were published.
     MUST-BUS-02: the broker MUST forward metadata.source_id, source_epoch and source_sequence as they
-    came.
+    came, and correlation too.
     MUST-BUS-03: a batch MUST be accepted whole or refused whole.
-    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one.
+    MUST-BUS-04: the broker MUST NOT let one subscriber that does not read delay another one, but for
+    the declared deadline of OVERFLOW_POLICY_BLOCK, once for each time that the subscriber stalls.
     MUST-BUS-05: every message that the broker drops for a subscriber MUST be counted by reason and
     told to that subscriber by a GapMarker at the place where the message would have been.
     MUST-BUS-06: a publisher MUST set metadata.source_id to the id of its own identity.
+    MUST-BUS-07: at every moment, and for every subscription, offered = delivered + filtered + dropped +
+    pending MUST hold.
+    MUST-BUS-08: a refusal of a publish stream that may pass (RESOURCE_EXHAUSTED, UNAVAILABLE) MUST end
+    the stream, so that what follows cannot overtake what was refused.
     """
 
     @staticmethod

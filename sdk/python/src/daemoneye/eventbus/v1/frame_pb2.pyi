@@ -3,8 +3,8 @@
 isort:skip_file
 The same bytes as the service messages, seen by a broker that routes without decoding payloads.
 
-Each message here has the field numbers of its twin, with EventBusMessage as opaque bytes, so a
-broker forwards exactly the bytes that came. Never used between processes under these names.
+Each message here has the field numbers of its twin, with EventBusMessage or MessageBlock as opaque
+bytes, so that a broker need not take them apart. Never used between processes under these names.
 
 MUST-FRAME-01: a change to a twin MUST be made here too; a test encodes one and decodes the other.
 """
@@ -12,6 +12,7 @@ MUST-FRAME-01: a change to a twin MUST be made here too; a test encodes one and 
 from collections import abc as _abc
 from daemoneye.eventbus.v1 import eventbus_pb2 as _eventbus_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as _eventbus_service_pb2
+from daemoneye.eventbus.v1 import group_pb2 as _group_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -33,6 +34,106 @@ class PublishFrames(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
+    assurance: _eventbus_service_pb2.PublishAssurance.ValueType
+    """See PublishRequest."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded EventBusMessage."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded MessageGroup."""
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_builtins.bytes] | None = ...,
+        groups: _abc.Iterable[_builtins.bytes] | None = ...,
+        assurance: _eventbus_service_pb2.PublishAssurance.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "groups", b"groups", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishFrames: _TypeAlias = PublishFrames  # noqa: Y015
+
+@_typing.final
+class PublishStreamFrames(_message.Message):
+    """Twin of PublishStreamRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.int
+    """See PublishStreamRequest."""
+    assurance: _eventbus_service_pb2.PublishAssurance.ValueType
+    """See PublishStreamRequest."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded EventBusMessage."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded MessageGroup."""
+
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.int = ...,
+        messages: _abc.Iterable[_builtins.bytes] | None = ...,
+        groups: _abc.Iterable[_builtins.bytes] | None = ...,
+        assurance: _eventbus_service_pb2.PublishAssurance.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "batch_id", b"batch_id", "groups", b"groups", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishStreamFrames: _TypeAlias = PublishStreamFrames  # noqa: Y015
+
+@_typing.final
+class GroupFrame(_message.Message):
+    """Twin of MessageGroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    BLOCK_FIELD_NUMBER: _builtins.int
+    block: _builtins.bytes
+    """Encoded MessageBlock."""
+    @_builtins.property
+    def envelope(self) -> _group_pb2.GroupEnvelope:
+        """See MessageGroup."""
+
+    def __init__(
+        self,
+        *,
+        envelope: _group_pb2.GroupEnvelope | None = ...,
+        block: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "envelope", b"envelope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupFrame: _TypeAlias = GroupFrame  # noqa: Y015
+
+@_typing.final
+class MessageBlockFrames(_message.Message):
+    """Twin of MessageBlock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded EventBusMessage."""
@@ -48,35 +149,7 @@ class PublishFrames(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PublishFrames: _TypeAlias = PublishFrames  # noqa: Y015
-
-@_typing.final
-class PublishStreamFrames(_message.Message):
-    """Twin of PublishStreamRequest."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BATCH_ID_FIELD_NUMBER: _builtins.int
-    MESSAGES_FIELD_NUMBER: _builtins.int
-    batch_id: _builtins.int
-    """See PublishStreamRequest."""
-    @_builtins.property
-    def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Encoded EventBusMessage."""
-
-    def __init__(
-        self,
-        *,
-        batch_id: _builtins.int = ...,
-        messages: _abc.Iterable[_builtins.bytes] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "messages", b"messages"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PublishStreamFrames: _TypeAlias = PublishStreamFrames  # noqa: Y015
+Global___MessageBlockFrames: _TypeAlias = MessageBlockFrames  # noqa: Y015
 
 @_typing.final
 class MessageEnvelope(_message.Message):
@@ -85,22 +158,56 @@ class MessageEnvelope(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     METADATA_FIELD_NUMBER: _builtins.int
+    CORRELATION_FIELD_NUMBER: _builtins.int
+    COLLECTION_EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def metadata(self) -> _eventbus_pb2.MessageMetadata:
+        """See EventBusMessage."""
+
+    @_builtins.property
+    def correlation(self) -> _eventbus_pb2.CorrelationMetadata:
+        """See EventBusMessage."""
+
+    @_builtins.property
+    def collection_event(self) -> Global___CollectionEventHead:
         """See EventBusMessage."""
 
     def __init__(
         self,
         *,
         metadata: _eventbus_pb2.MessageMetadata | None = ...,
+        correlation: _eventbus_pb2.CorrelationMetadata | None = ...,
+        collection_event: Global___CollectionEventHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection_event", b"collection_event", "correlation", b"correlation", "metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_event", b"collection_event", "correlation", b"correlation", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MessageEnvelope: _TypeAlias = MessageEnvelope  # noqa: Y015
+
+@_typing.final
+class CollectionEventHead(_message.Message):
+    """Twin of CollectionEventPayload: what filters need."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    event_type: _eventbus_pb2.EventType.ValueType
+    """See CollectionEventPayload."""
+    def __init__(
+        self,
+        *,
+        event_type: _eventbus_pb2.EventType.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_type", b"event_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectionEventHead: _TypeAlias = CollectionEventHead  # noqa: Y015
 
 @_typing.final
 class MessageBatchFrames(_message.Message):
@@ -110,21 +217,31 @@ class MessageBatchFrames(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    REDELIVERED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
+    """See MessageBatch."""
+    redelivered: _builtins.bool
     """See MessageBatch."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded EventBusMessage."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Encoded MessageGroup."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[_builtins.bytes] | None = ...,
         position: _builtins.int = ...,
+        groups: _abc.Iterable[_builtins.bytes] | None = ...,
+        redelivered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "messages", b"messages", "position", b"position", "redelivered", b"redelivered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,6 +256,7 @@ class SubscribeFrames(_message.Message):
     OPENED_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> _eventbus_service_pb2.SubscriptionOpened:
         """See SubscribeResponse."""
@@ -151,18 +269,23 @@ class SubscribeFrames(_message.Message):
     def gap(self) -> _eventbus_service_pb2.GapMarker:
         """See SubscribeResponse."""
 
+    @_builtins.property
+    def changed(self) -> _eventbus_service_pb2.SubscriptionChanged:
+        """See SubscribeResponse."""
+
     def __init__(
         self,
         *,
         opened: _eventbus_service_pb2.SubscriptionOpened | None = ...,
         batch: Global___MessageBatchFrames | None = ...,
         gap: _eventbus_service_pb2.GapMarker | None = ...,
+        changed: _eventbus_service_pb2.SubscriptionChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["opened", "batch", "gap"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["opened", "batch", "gap", "changed"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 

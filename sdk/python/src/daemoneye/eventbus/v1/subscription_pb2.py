@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from daemoneye.eventbus.v1 import eventbus_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(daemoneye/eventbus/v1/subscription.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\"\xc1\x01\n\x0cTopicPattern\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x18\n\x10wildcard_enabled\x18\x02 \x01(\x08\x12\x10\n\x08priority\x18\x03 \x01(\r\x12\x43\n\x08metadata\x18\x04 \x03(\x0b\x32\x31.daemoneye.eventbus.v1.TopicPattern.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9a\x03\n\x12SubscriptionConfig\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\x12;\n\x0etopic_patterns\x18\x02 \x03(\x0b\x32#.daemoneye.eventbus.v1.TopicPattern\x12@\n\x14message_type_filters\x18\x03 \x03(\x0e\x32\".daemoneye.eventbus.v1.MessageType\x12<\n\x12\x65vent_type_filters\x18\x04 \x03(\x0e\x32 .daemoneye.eventbus.v1.EventType\x12I\n\x12\x63orrelation_filter\x18\x05 \x01(\x0b\x32(.daemoneye.eventbus.v1.CorrelationFilterH\x00\x88\x01\x01\x12=\n\x0cqos_settings\x18\x06 \x01(\x0b\x32\".daemoneye.eventbus.v1.QosSettingsH\x01\x88\x01\x01\x42\x15\n\x13_correlation_filterB\x0f\n\r_qos_settings\"\xf4\x01\n\x11\x43orrelationFilter\x12\x17\n\x0f\x63orrelation_ids\x18\x01 \x03(\t\x12\x1c\n\x14\x63orrelation_patterns\x18\x02 \x03(\t\x12W\n\x10\x63orrelation_tags\x18\x03 \x03(\x0b\x32=.daemoneye.eventbus.v1.CorrelationFilter.CorrelationTagsEntry\x12\x17\n\x0fworkflow_stages\x18\x04 \x03(\t\x1a\x36\n\x14\x43orrelationTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x02\n\x0bQosSettings\x12\x44\n\x12\x64\x65livery_guarantee\x18\x01 \x01(\x0e\x32(.daemoneye.eventbus.v1.DeliveryGuarantee\x12\x17\n\x0fmax_queue_depth\x18\x02 \x01(\r\x12\x18\n\x10ordered_delivery\x18\x03 \x01(\x08\x12\x44\n\x12\x64uplicate_handling\x18\x04 \x01(\x0e\x32(.daemoneye.eventbus.v1.DuplicateHandling\x12\x45\n\x10retention_policy\x18\x05 \x01(\x0b\x32&.daemoneye.eventbus.v1.RetentionPolicyH\x00\x88\x01\x01\x42\x13\n\x11_retention_policy\"\xb0\x01\n\x0fRetentionPolicy\x12\x1d\n\x15retention_duration_ms\x18\x01 \x01(\x04\x12\"\n\x15max_retained_messages\x18\x02 \x01(\rH\x00\x88\x01\x01\x12$\n\x17max_retained_size_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x18\n\x16_max_retained_messagesB\x1a\n\x18_max_retained_size_bytes*\x83\x01\n\x11\x44\x65liveryGuarantee\x12#\n\x1f\x44\x45LIVERY_GUARANTEE_AT_MOST_ONCE\x10\x00\x12$\n DELIVERY_GUARANTEE_AT_LEAST_ONCE\x10\x01\x12#\n\x1f\x44\x45LIVERY_GUARANTEE_EXACTLY_ONCE\x10\x02*\x8d\x01\n\x11\x44uplicateHandling\x12\'\n#DUPLICATE_HANDLING_ALLOW_DUPLICATES\x10\x00\x12&\n\"DUPLICATE_HANDLING_DROP_DUPLICATES\x10\x01\x12\'\n#DUPLICATE_HANDLING_MERGE_DUPLICATES\x10\x02\x42OZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(daemoneye/eventbus/v1/subscription.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\"\xc1\x01\n\x0cTopicPattern\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12\x18\n\x10wildcard_enabled\x18\x02 \x01(\x08\x12\x10\n\x08priority\x18\x03 \x01(\r\x12\x43\n\x08metadata\x18\x04 \x03(\x0b\x32\x31.daemoneye.eventbus.v1.TopicPattern.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb3\x03\n\x12SubscriptionConfig\x12\x15\n\rsubscriber_id\x18\x01 \x01(\t\x12;\n\x0etopic_patterns\x18\x02 \x03(\x0b\x32#.daemoneye.eventbus.v1.TopicPattern\x12@\n\x14message_type_filters\x18\x03 \x03(\x0e\x32\".daemoneye.eventbus.v1.MessageType\x12<\n\x12\x65vent_type_filters\x18\x04 \x03(\x0e\x32 .daemoneye.eventbus.v1.EventType\x12I\n\x12\x63orrelation_filter\x18\x05 \x01(\x0b\x32(.daemoneye.eventbus.v1.CorrelationFilterH\x00\x88\x01\x01\x12=\n\x0cqos_settings\x18\x06 \x01(\x0b\x32\".daemoneye.eventbus.v1.QosSettingsH\x01\x88\x01\x01\x12\x17\n\x0e\x63onsumer_group\x18\xe8\x07 \x01(\tB\x15\n\x13_correlation_filterB\x0f\n\r_qos_settings\"\xc6\x04\n\x11\x43orrelationFilter\x12\x17\n\x0f\x63orrelation_ids\x18\x01 \x03(\t\x12\x1c\n\x14\x63orrelation_patterns\x18\x02 \x03(\t\x12W\n\x10\x63orrelation_tags\x18\x03 \x03(\x0b\x32=.daemoneye.eventbus.v1.CorrelationFilter.CorrelationTagsEntry\x12\x17\n\x0fworkflow_stages\x18\x04 \x03(\t\x12\x1f\n\x16parent_correlation_ids\x18\xe8\x07 \x03(\t\x12\x1d\n\x14root_correlation_ids\x18\xe9\x07 \x03(\t\x12_\n\x14\x61ny_correlation_tags\x18\xea\x07 \x03(\x0b\x32@.daemoneye.eventbus.v1.CorrelationFilter.AnyCorrelationTagsEntry\x12!\n\x13min_sequence_number\x18\xeb\x07 \x01(\x04H\x00\x88\x01\x01\x12!\n\x13max_sequence_number\x18\xec\x07 \x01(\x04H\x01\x88\x01\x01\x1a\x36\n\x14\x43orrelationTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x39\n\x17\x41nyCorrelationTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x16\n\x14_min_sequence_numberB\x16\n\x14_max_sequence_number\"\xa8\x02\n\x0bQosSettings\x12\x44\n\x12\x64\x65livery_guarantee\x18\x01 \x01(\x0e\x32(.daemoneye.eventbus.v1.DeliveryGuarantee\x12\x17\n\x0fmax_queue_depth\x18\x02 \x01(\r\x12\x18\n\x10ordered_delivery\x18\x03 \x01(\x08\x12\x44\n\x12\x64uplicate_handling\x18\x04 \x01(\x0e\x32(.daemoneye.eventbus.v1.DuplicateHandling\x12\x45\n\x10retention_policy\x18\x05 \x01(\x0b\x32&.daemoneye.eventbus.v1.RetentionPolicyH\x00\x88\x01\x01\x42\x13\n\x11_retention_policy\"\xb0\x01\n\x0fRetentionPolicy\x12\x1d\n\x15retention_duration_ms\x18\x01 \x01(\x04\x12\"\n\x15max_retained_messages\x18\x02 \x01(\rH\x00\x88\x01\x01\x12$\n\x17max_retained_size_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x18\n\x16_max_retained_messagesB\x1a\n\x18_max_retained_size_bytes*\x83\x01\n\x11\x44\x65liveryGuarantee\x12#\n\x1f\x44\x45LIVERY_GUARANTEE_AT_MOST_ONCE\x10\x00\x12$\n DELIVERY_GUARANTEE_AT_LEAST_ONCE\x10\x01\x12#\n\x1f\x44\x45LIVERY_GUARANTEE_EXACTLY_ONCE\x10\x02*\x8d\x01\n\x11\x44uplicateHandling\x12\'\n#DUPLICATE_HANDLING_ALLOW_DUPLICATES\x10\x00\x12&\n\"DUPLICATE_HANDLING_DROP_DUPLICATES\x10\x01\x12\'\n#DUPLICATE_HANDLING_MERGE_DUPLICATES\x10\x02\x42OZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,22 +37,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOPICPATTERN_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._loaded_options = None
   _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._serialized_options = b'8\001'
-  _globals['_DELIVERYGUARANTEE']._serialized_start=1440
-  _globals['_DELIVERYGUARANTEE']._serialized_end=1571
-  _globals['_DUPLICATEHANDLING']._serialized_start=1574
-  _globals['_DUPLICATEHANDLING']._serialized_end=1715
+  _globals['_CORRELATIONFILTER_ANYCORRELATIONTAGSENTRY']._loaded_options = None
+  _globals['_CORRELATIONFILTER_ANYCORRELATIONTAGSENTRY']._serialized_options = b'8\001'
+  _globals['_DELIVERYGUARANTEE']._serialized_start=1803
+  _globals['_DELIVERYGUARANTEE']._serialized_end=1934
+  _globals['_DUPLICATEHANDLING']._serialized_start=1937
+  _globals['_DUPLICATEHANDLING']._serialized_end=2078
   _globals['_TOPICPATTERN']._serialized_start=106
   _globals['_TOPICPATTERN']._serialized_end=299
   _globals['_TOPICPATTERN_METADATAENTRY']._serialized_start=252
   _globals['_TOPICPATTERN_METADATAENTRY']._serialized_end=299
   _globals['_SUBSCRIPTIONCONFIG']._serialized_start=302
-  _globals['_SUBSCRIPTIONCONFIG']._serialized_end=712
-  _globals['_CORRELATIONFILTER']._serialized_start=715
-  _globals['_CORRELATIONFILTER']._serialized_end=959
-  _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._serialized_start=905
-  _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._serialized_end=959
-  _globals['_QOSSETTINGS']._serialized_start=962
-  _globals['_QOSSETTINGS']._serialized_end=1258
-  _globals['_RETENTIONPOLICY']._serialized_start=1261
-  _globals['_RETENTIONPOLICY']._serialized_end=1437
+  _globals['_SUBSCRIPTIONCONFIG']._serialized_end=737
+  _globals['_CORRELATIONFILTER']._serialized_start=740
+  _globals['_CORRELATIONFILTER']._serialized_end=1322
+  _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._serialized_start=1161
+  _globals['_CORRELATIONFILTER_CORRELATIONTAGSENTRY']._serialized_end=1215
+  _globals['_CORRELATIONFILTER_ANYCORRELATIONTAGSENTRY']._serialized_start=1217
+  _globals['_CORRELATIONFILTER_ANYCORRELATIONTAGSENTRY']._serialized_end=1274
+  _globals['_QOSSETTINGS']._serialized_start=1325
+  _globals['_QOSSETTINGS']._serialized_end=1621
+  _globals['_RETENTIONPOLICY']._serialized_start=1624
+  _globals['_RETENTIONPOLICY']._serialized_end=1800
 # @@protoc_insertion_point(module_scope)

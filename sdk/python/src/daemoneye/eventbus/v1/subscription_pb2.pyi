@@ -46,8 +46,10 @@ class _DeliveryGuaranteeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Del
     DELIVERY_GUARANTEE_AT_LEAST_ONCE: _DeliveryGuarantee.ValueType  # 1
     """Each message until it is acknowledged, so perhaps more than once."""
     DELIVERY_GUARANTEE_EXACTLY_ONCE: _DeliveryGuarantee.ValueType  # 2
-    """Refused: a broker without a disk cannot promise it. A subscriber gets the effect by
-    AT_LEAST_ONCE, Replay and de-duplication on (source_id, source_epoch, source_sequence).
+    """The effect of it, as far as a broker without a disk can give it: as AT_LEAST_ONCE, and the broker
+    holds back repeats as DROP_DUPLICATES does. A delivery marked redelivered may have been worked
+    on before its acknowledgement was lost; the subscriber tells by (source_id, source_epoch,
+    source_sequence), across broker lives too.
     """
 
 class DeliveryGuarantee(_DeliveryGuarantee, metaclass=_DeliveryGuaranteeEnumTypeWrapper):
@@ -62,8 +64,10 @@ DELIVERY_GUARANTEE_AT_MOST_ONCE: DeliveryGuarantee.ValueType  # 0
 DELIVERY_GUARANTEE_AT_LEAST_ONCE: DeliveryGuarantee.ValueType  # 1
 """Each message until it is acknowledged, so perhaps more than once."""
 DELIVERY_GUARANTEE_EXACTLY_ONCE: DeliveryGuarantee.ValueType  # 2
-"""Refused: a broker without a disk cannot promise it. A subscriber gets the effect by
-AT_LEAST_ONCE, Replay and de-duplication on (source_id, source_epoch, source_sequence).
+"""The effect of it, as far as a broker without a disk can give it: as AT_LEAST_ONCE, and the broker
+holds back repeats as DROP_DUPLICATES does. A delivery marked redelivered may have been worked
+on before its acknowledgement was lost; the subscriber tells by (source_id, source_epoch,
+source_sequence), across broker lives too.
 """
 Global___DeliveryGuarantee: _TypeAlias = DeliveryGuarantee  # noqa: Y015
 
@@ -82,7 +86,9 @@ class _DuplicateHandlingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dup
 
 class DuplicateHandling(_DuplicateHandling, metaclass=_DuplicateHandlingEnumTypeWrapper):
     """What becomes of a message that was already offered to the subscription, told by (source_id,
-    source_epoch, source_sequence), or by message_id where there is no sequence.
+    source_epoch, source_sequence), or by source_id and message_id where there is no sequence. A
+    message with neither is never a repeat. The broker remembers the last 65,536 messages of a
+    subscription at least; a repeat of an older one is delivered again.
 
     The inherited zero is a real choice, hence the exception.
     buf:lint:ignore ENUM_ZERO_VALUE_SUFFIX
@@ -137,8 +143,8 @@ class TopicPattern(_message.Message):
     so that a name that came from elsewhere cannot widen the subscription.
     """
     priority: _builtins.int
-    """Rank among the patterns, 0 to 255. All matches are delivered alike in the order of publishing;
-    other values than 0 fall under MUST-SUB-01.
+    """Priority floor, 0 to 255: this pattern lets through messages of this metadata.priority and more.
+    A message passes when one pattern that matches its topic lets it through.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -174,9 +180,16 @@ class SubscriptionConfig(_message.Message):
     EVENT_TYPE_FILTERS_FIELD_NUMBER: _builtins.int
     CORRELATION_FILTER_FIELD_NUMBER: _builtins.int
     QOS_SETTINGS_FIELD_NUMBER: _builtins.int
+    CONSUMER_GROUP_FIELD_NUMBER: _builtins.int
     subscriber_id: _builtins.str
     """Name of the subscriber for lists and logs, at most 128 bytes; empty lets the broker make one
     up. Access is decided by the verified token, never by this.
+    """
+    consumer_group: _builtins.str
+    """Name of a consumer group, 1 to 64 of [a-z0-9_-]; empty means none. A message that passes several
+    members of a group goes to one of them; with ordered_delivery to the same one for each source,
+    as long as the membership stands. Members must ask for the same guarantee. What a member that
+    leaves had not acknowledged, or had not been handed, goes to another one.
     """
     @_builtins.property
     def topic_patterns(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopicPattern]:
@@ -207,10 +220,11 @@ class SubscriptionConfig(_message.Message):
         event_type_filters: _abc.Iterable[_eventbus_pb2.EventType.ValueType] | None = ...,
         correlation_filter: Global___CorrelationFilter | None = ...,
         qos_settings: Global___QosSettings | None = ...,
+        consumer_group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter", "_qos_settings", b"_qos_settings", "correlation_filter", b"correlation_filter", "qos_settings", b"qos_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter", "_qos_settings", b"_qos_settings", "correlation_filter", b"correlation_filter", "event_type_filters", b"event_type_filters", "message_type_filters", b"message_type_filters", "qos_settings", b"qos_settings", "subscriber_id", b"subscriber_id", "topic_patterns", b"topic_patterns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter", "_qos_settings", b"_qos_settings", "consumer_group", b"consumer_group", "correlation_filter", b"correlation_filter", "event_type_filters", b"event_type_filters", "message_type_filters", b"message_type_filters", "qos_settings", b"qos_settings", "subscriber_id", b"subscriber_id", "topic_patterns", b"topic_patterns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__correlation_filter: _TypeAlias = _typing.Literal["correlation_filter"]  # noqa: Y015
     _WhichOneofArgType__correlation_filter: _TypeAlias = _typing.Literal["_correlation_filter", b"_correlation_filter"]  # noqa: Y015
@@ -251,10 +265,39 @@ class CorrelationFilter(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AnyCorrelationTagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CORRELATION_IDS_FIELD_NUMBER: _builtins.int
     CORRELATION_PATTERNS_FIELD_NUMBER: _builtins.int
     CORRELATION_TAGS_FIELD_NUMBER: _builtins.int
     WORKFLOW_STAGES_FIELD_NUMBER: _builtins.int
+    PARENT_CORRELATION_IDS_FIELD_NUMBER: _builtins.int
+    ROOT_CORRELATION_IDS_FIELD_NUMBER: _builtins.int
+    ANY_CORRELATION_TAGS_FIELD_NUMBER: _builtins.int
+    MIN_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    min_sequence_number: _builtins.int
+    """Least sequence_number, itself included."""
+    max_sequence_number: _builtins.int
+    """Greatest sequence_number, itself included; not below the least."""
     @_builtins.property
     def correlation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exact correlation_id values, any of which may match; at most 64."""
@@ -273,6 +316,20 @@ class CorrelationFilter(_message.Message):
     def workflow_stages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Exact workflow_stage values, any of which may match; a message without a stage does not."""
 
+    @_builtins.property
+    def parent_correlation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Exact parent_correlation_id values, any of which may match; at most 64. A message without a
+        parent does not.
+        """
+
+    @_builtins.property
+    def root_correlation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Exact root_correlation_id values, any of which may match; at most 64."""
+
+    @_builtins.property
+    def any_correlation_tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Tags, one of which must be there with its value; at most 64."""
+
     def __init__(
         self,
         *,
@@ -280,12 +337,24 @@ class CorrelationFilter(_message.Message):
         correlation_patterns: _abc.Iterable[_builtins.str] | None = ...,
         correlation_tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         workflow_stages: _abc.Iterable[_builtins.str] | None = ...,
+        parent_correlation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        root_correlation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        any_correlation_tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        min_sequence_number: _builtins.int | None = ...,
+        max_sequence_number: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_sequence_number", b"_max_sequence_number", "_min_sequence_number", b"_min_sequence_number", "max_sequence_number", b"max_sequence_number", "min_sequence_number", b"min_sequence_number"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["correlation_ids", b"correlation_ids", "correlation_patterns", b"correlation_patterns", "correlation_tags", b"correlation_tags", "workflow_stages", b"workflow_stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_sequence_number", b"_max_sequence_number", "_min_sequence_number", b"_min_sequence_number", "any_correlation_tags", b"any_correlation_tags", "correlation_ids", b"correlation_ids", "correlation_patterns", b"correlation_patterns", "correlation_tags", b"correlation_tags", "max_sequence_number", b"max_sequence_number", "min_sequence_number", b"min_sequence_number", "parent_correlation_ids", b"parent_correlation_ids", "root_correlation_ids", b"root_correlation_ids", "workflow_stages", b"workflow_stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_sequence_number: _TypeAlias = _typing.Literal["max_sequence_number"]  # noqa: Y015
+    _WhichOneofArgType__max_sequence_number: _TypeAlias = _typing.Literal["_max_sequence_number", b"_max_sequence_number"]  # noqa: Y015
+    _WhichOneofReturnType__min_sequence_number: _TypeAlias = _typing.Literal["min_sequence_number"]  # noqa: Y015
+    _WhichOneofArgType__min_sequence_number: _TypeAlias = _typing.Literal["_min_sequence_number", b"_min_sequence_number"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_sequence_number) -> _WhichOneofReturnType__max_sequence_number | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_sequence_number) -> _WhichOneofReturnType__min_sequence_number | None: ...
 
 Global___CorrelationFilter: _TypeAlias = CorrelationFilter  # noqa: Y015
 
@@ -334,7 +403,9 @@ Global___QosSettings: _TypeAlias = QosSettings  # noqa: Y015
 @_typing.final
 class RetentionPolicy(_message.Message):
     """What the broker keeps in memory for a subscriber that is away, until the first bound is reached.
-    It does not outlive the broker.
+    It does not outlive the broker. A subscription with it is durable: it needs a subscriber_id, and
+    goes on where it stood when the same identity opens it again under that subscriber_id in time.
+    What goes past a bound is dropped and told as a gap on return.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -343,7 +414,7 @@ class RetentionPolicy(_message.Message):
     MAX_RETAINED_MESSAGES_FIELD_NUMBER: _builtins.int
     MAX_RETAINED_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     retention_duration_ms: _builtins.int
-    """For how long, in milliseconds."""
+    """For how long, in milliseconds, 1 to 3,600,000; then the subscription ends."""
     max_retained_messages: _builtins.int
     """How many messages; absent means the bound of the queue."""
     max_retained_size_bytes: _builtins.int
