@@ -11,13 +11,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from benchmarks import bus, enumeration
+from benchmarks import bus, bus_scale, enumeration
+from benchmarks.document import render_document
 from benchmarks.occupation import Occupation
 from benchmarks.report import RESULTS_DIR, Outcome, describe_machine, render, write_result
 
 BENCHMARKS: dict[str, Callable[[bool], Awaitable[Outcome]]] = {
     "bus": bus.measure,
+    "bus-scale": bus_scale.measure,
     "enumeration": enumeration.measure,
 }
 EXIT_FAILED, EXIT_UNKNOWN = 1, 2
@@ -33,7 +36,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
+    parser.add_argument("--render", type=Path, metavar="FILE", help="write results into a document")
     arguments = parser.parse_args()
+    if arguments.render:
+        text = arguments.render.read_text()
+        arguments.render.write_text(render_document(text, RESULTS_DIR))
+        return 0
     if arguments.list:
         print("\n".join(BENCHMARKS))
         return 0

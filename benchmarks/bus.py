@@ -1,217 +1,207 @@
-"""Events from a publishing process through the broker to a subscribing process.
+"""Our bus beside NATS, Redis and Mosquitto: throughput, latency and what they cost, in one run.
 
-Every phase runs three real processes and holds them to offered = delivered + announced as dropped.
+Every phase runs a publishing process, a server and one or two subscribing ones of one system, with
+the same events made, stamped and checked by the same code. Invariant: a figure is the rate of events
+that arrived and were looked at, one by one; a peer that is not installed is left out with a note.
 """
 
-import asyncio
-import json
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from benchmarks.bus_publisher import TOPIC, PublishPlan, PublishReport
-from benchmarks.bus_subscriber import Offer, SubscribePlan, SubscribeReport
-from benchmarks.mesh import Mesh, Process, cpu_s, peak_rss_bytes, rss_bytes
-from benchmarks.report import Bar, BenchmarkError, BrokenEquationError, Metric, Outcome, check_flow
+from benchmarks.bus_event import FRAME_BYTES, SOURCE_ID, TOPIC, make_template
+from benchmarks.bus_figures import BusFigures
+from benchmarks.bus_phase import Load, Phase, System, run_phase
+from benchmarks.bus_plan import Link
+from benchmarks.bus_server import PEERS, Peer, start_peer
+from benchmarks.mesh import Mesh
+from benchmarks.peers_environment import find_peers_python
+from benchmarks.report import BenchmarkError, Json, Outcome
 
-__all__ = ["measure"]
+__all__ = ["FULL", "QUICK", "VARIANTS", "Bench", "measure", "median_phase", "start_peers"]
 
-PUBLISHER_ID = "bench"
-WARM_UP_SHARE = 0.2
-"""Of each phase, left out of rates and latencies."""
-SLOW_RATE, FAST_RATE = 1_000, 10_000
-SLOW_P99_LIMIT_MS, FAST_P99_LIMIT_MS = 1.0, 10.0
-ANSWER_TIMEOUT_S = 120.0
-NATS_NOTE = "NATS beside us is left out: this benchmark does not drive nats-server yet"
+OURS = "ours"
+ONE_TO_TEN = (5, 5)
+"""Subscriptions of each of two subscribing processes."""
+AT_LEAST_ONCE = "at_least_once"
+TRIAL_S = 2.0
+PEER_WINDOW = 20_000
+"""How far a peer's publisher may run ahead; what no peer does by itself, and each gains by."""
+VARIANTS: Mapping[str, Sequence[Load]] = {
+    OURS: (Load(0, batch=1_000),),
+    "nats": (Load(0, batch=1_000, window=PEER_WINDOW), Load(0, batch=1_000)),
+    "redis": (Load(0, batch=1_000, window=PEER_WINDOW), Load(0, batch=100, window=PEER_WINDOW)),
+    "mosquitto": (Load(0, batch=100, window=PEER_WINDOW), Load(0, batch=1_000)),
+}
+"""Ways to publish flat out; the one that does best in a trial is taken."""
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
-    """What three processes did."""
+class Schedule:
+    """How much is measured."""
 
-    published: PublishReport
-    received: SubscribeReport
-    broker_cpu_s: float
+    peers: tuple[str, ...]
+    rounds: int
+    """Of each flat-out phase, by turns of the systems; the median counts."""
+    flat_out_s: float
+    paced_s: float
+    has_trials: bool
+
+
+FULL = Schedule(tuple(PEERS), rounds=5, flat_out_s=4.0, paced_s=10.0, has_trials=True)
+QUICK = Schedule(("nats",), rounds=1, flat_out_s=2.5, paced_s=2.0, has_trials=False)
+
+
+@dataclass(slots=True)
+class Bench:
+    """The systems that are there, and what was found so far."""
+
+    mesh: Mesh
+    schedule: Schedule
+    systems: list[System] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, Json] = field(default_factory=dict)
+    ways: dict[str, Load] = field(default_factory=dict)
 
 
 async def measure(quick: bool) -> Outcome:
-    """Measures throughput, latency and what they cost the broker."""
-    duration_s = 3.0 if quick else 10.0
+    """Measures every system that is there."""
+    schedule = QUICK if quick else FULL
     async with Mesh() as mesh:
-        broker = await mesh.serve(
-            "daemoneye_eventbus", mesh.layout.eventbus_socket, "--log-level", "warning"
+        bench = Bench(mesh, schedule)
+        await _start_ours(bench)
+        await start_peers(bench)
+        await _choose_ways(bench)
+        figures = BusFigures(
+            slow=await _measure_each(bench, Load(schedule.paced_s, rate=1_000)),
+            fast=await _measure_each(bench, Load(schedule.paced_s, rate=10_000)),
+            one_to_one=await _measure_flat_out(bench, (1,)),
+            one_to_ten=await _measure_flat_out(bench, ONE_TO_TEN),
+            at_least_once=await _measure_at_least_once(bench),
         )
-        idle_rss = rss_bytes(broker.pid)
-        unary = await _run_phase(mesh, broker, "unary", duration_s)
-        slow = await _run_phase(mesh, broker, "stream", duration_s, SLOW_RATE)
-        fast = await _run_phase(mesh, broker, "stream", duration_s, FAST_RATE)
-        paced_rss = peak_rss_bytes(broker.pid)
-        flat_out = await _run_phase(mesh, broker, "stream", duration_s)
-        peak_rss = peak_rss_bytes(broker.pid)
-    memory = [
-        Metric("broker memory idle", "MB", idle_rss / 1e6),
-        Metric(f"broker memory, peak up to {FAST_RATE:,}/s", "MB", paced_rss / 1e6),
-        Metric("broker memory, peak flat out", "MB", peak_rss / 1e6),
-    ]
-    latency = [*_latency(SLOW_RATE, slow), *_latency(FAST_RATE, fast)]
     return Outcome(
-        delivered_count=sum(one.received.delivered for one in (unary, slow, fast, flat_out)),
-        settings={
-            "duration_s": duration_s,
-            "event_bytes": flat_out.published.frame_bytes,
-            "events_offered": flat_out.published.offered,
-            "unary": "one Publish call an event, the next when the last is answered",
-            "latency": "from the making of the event to its receipt, CLOCK_MONOTONIC",
-        },
-        results=[*_throughput(flat_out, unary), *latency, *memory],
-        bars=[
-            _p99_bar(SLOW_RATE, slow, SLOW_P99_LIMIT_MS),
-            _p99_bar(FAST_RATE, fast, FAST_P99_LIMIT_MS),
-        ],
-        notes=[NATS_NOTE],
+        delivered_count=figures.delivered_count,
+        settings=_settings(bench),
+        results=figures.metrics(),
+        bars=figures.bars(),
+        notes=bench.notes,
     )
 
 
-def _throughput(flat_out: Phase, unary: Phase) -> list[Metric]:
-    received, published = flat_out.received, flat_out.published
-    return [
-        Metric(
-            "events delivered end to end",
-            "events/s",
-            received.delivered_per_s,
-            {"unary": unary.received.delivered_per_s},
-        ),
-        Metric(
-            "events accepted by the broker",
-            "events/s",
-            published.offered / _span_s(published),
-            {"unary": unary.published.offered / _span_s(unary.published)},
-        ),
-        Metric(
-            "share announced as dropped",
-            "%",
-            100 * received.announced / published.offered,
-            {"unary": 100 * unary.received.announced / unary.published.offered},
-        ),
-        Metric(
-            "broker CPU an event offered",
-            "µs",
-            _cpu_us(flat_out),
-            {"unary": _cpu_us(unary)},
-        ),
-    ]
-
-
-def _latency(rate: int, phase: Phase) -> list[Metric]:
-    received = phase.received
-    named = {
-        "p50": received.latency_p50_s,
-        "p99": received.latency_p99_s,
-        "max": received.latency_max_s,
+def _settings(bench: Bench) -> dict[str, Json]:
+    schedule = bench.schedule
+    return {
+        "flat_out_s": schedule.flat_out_s,
+        "paced_s": schedule.paced_s,
+        "rounds": schedule.rounds,
+        "event_bytes": FRAME_BYTES,
+        "latency": "from the making of the event to its receipt, CLOCK_MONOTONIC",
+        **bench.versions,
+        **{f"{name}_way": _describe(load) for name, load in bench.ways.items()},
+        **({"left_out": "; ".join(bench.notes)} if bench.notes else {}),
     }
-    figures = [
-        Metric(f"latency {name} at {rate:,}/s", "ms", seconds * 1e3)
-        for name, seconds in named.items()
-    ]
-    late = Metric(
-        f"publisher behind its schedule, p99 at {rate:,}/s",
-        "ms",
-        phase.published.lateness_p99_s * 1e3,
-    )
-    cpu_share = 100 * phase.broker_cpu_s / _span_s(phase.published)
-    return [*figures, late, Metric(f"broker CPU at {rate:,}/s", "% of a core", cpu_share)]
 
 
-def _p99_bar(rate: int, phase: Phase, limit_ms: float) -> Bar:
-    return Bar.below(
-        f"latency p99 at {rate:,}/s", limit_ms, phase.received.latency_p99_s * 1e3, "ms"
-    )
+def _describe(load: Load) -> str:
+    held = f"at most {load.window:,} ahead" if load.window else "held back by its own client alone"
+    return f"batches of {load.batch:,}, {held}"
 
 
-def _cpu_us(phase: Phase) -> float:
-    return phase.broker_cpu_s * 1e6 / phase.published.offered
-
-
-def _span_s(published: PublishReport) -> float:
-    return (published.settled_ns - published.begun_ns) / 1e9
-
-
-async def _run_phase(
-    mesh: Mesh, broker: Process, mode: str, duration_s: float, rate: float = 0.0
-) -> Phase:
-    """Starts a subscriber and a publisher, waits for both and checks the equation."""
+async def _start_ours(bench: Bench) -> None:
+    mesh, template = bench.mesh, make_template()
     layout = mesh.layout
-    publisher, subscriber = layout.collector(PUBLISHER_ID), layout.operator()
-    receiving = await mesh.start(
-        "benchmarks.bus_subscriber",
-        _to_json(
-            SubscribePlan(
-                subscriber_id="bench",
-                pattern=TOPIC,
-                socket=str(layout.eventbus_socket),
-                token_file=str(mesh.token_file(subscriber, layout.broker)),
-                measure_latency=rate > 0,
-                skip_count=int(rate * duration_s * WARM_UP_SHARE),
-            )
-        ),
+    server = await mesh.serve(
+        "daemoneye_eventbus", layout.eventbus_socket, "--log-level", "warning"
     )
-    await _expect_open(receiving)
-    begun_cpu_s = cpu_s(broker.pid)
-    publishing = await mesh.start(
-        "benchmarks.bus_publisher",
-        _to_json(
-            PublishPlan(
-                mode=mode,
-                source_id=PUBLISHER_ID,
-                socket=str(layout.eventbus_socket),
-                token_file=str(mesh.token_file(publisher, layout.broker, ["process"])),
-                duration_s=duration_s,
-                rate=rate,
-            )
-        ),
+    publisher = mesh.token_file(layout.collector(SOURCE_ID), layout.broker, ["process"])
+    link = Link(
+        client=OURS,
+        address=str(layout.eventbus_socket),
+        topic=TOPIC,
+        frame=template.frame.hex(),
+        stamp_offset=template.offset,
+        token_file=str(publisher),
     )
-    published = PublishReport(**json.loads(await _answer(publishing)))
-    received = SubscribeReport(**json.loads(await _answer(receiving, _to_json(_offer(published)))))
-    phase = Phase(published, received, cpu_s(broker.pid) - begun_cpu_s)
-    _check(phase)
-    return phase
+    reader = mesh.token_file(layout.agent, layout.broker)
+    bench.systems.append(System(OURS, mesh.python, server, link, str(reader), announces=True))
 
 
-def _offer(published: PublishReport) -> Offer:
-    warm_up_ns = int((published.ended_ns - published.begun_ns) * WARM_UP_SHARE)
-    return Offer(published.offered, published.begun_ns + warm_up_ns, published.ended_ns)
+async def start_peers(bench: Bench) -> None:
+    """Starts the peers that are there and notes those that are not."""
+    wanted = [PEERS[name] for name in bench.schedule.peers]
+    for peer in wanted:
+        if peer.find() is None:
+            _leave_out(bench, peer, f"{peer.program} is not installed (Debian: {peer.package})")
+    present = [peer for peer in wanted if peer.find() is not None]
+    if not present:
+        return
+    try:
+        python = await find_peers_python()
+    except BenchmarkError as error:
+        for peer in present:
+            _leave_out(bench, peer, str(error))
+        return
+    for peer in present:
+        await _start_peer(bench, peer, python)
 
 
-def _check(phase: Phase) -> None:
-    received = phase.received
-    check_flow(phase.published.offered, received.delivered, received.announced)
-    if received.missing != received.announced or received.duplicates:
-        raise BrokenEquationError(
-            f"{received.missing} events are missing by their numbers and {received.announced} were"
-            f" announced; {received.duplicates} came twice"
-        )
+async def _start_peer(bench: Bench, peer: Peer, python: str) -> None:
+    try:
+        client = await peer.client_version(python)
+        server = await start_peer(bench.mesh, peer)
+    except BenchmarkError as error:
+        _leave_out(bench, peer, str(error))
+        return
+    template = make_template()
+    link = Link(peer.name, server.address, peer.topic, template.frame.hex(), template.offset)
+    bench.systems.append(System(peer.name, python, server.process, link))
+    bench.versions[peer.name] = f"{peer.program} {peer.version()}, {client}"
 
 
-async def _expect_open(process: Process) -> None:
-    if await _read_line(process) != b"open\n":
-        raise BenchmarkError("the subscriber ended before its subscription stood")
+def _leave_out(bench: Bench, peer: Peer, reason: str) -> None:
+    bench.notes.append(f"{peer.name} is left out: {reason}")
 
 
-async def _answer(process: Process, said: str | None = None) -> bytes:
-    """The one line that a worker prints in the end, after it was told something."""
-    assert process.stdin is not None
-    if said is not None:
-        process.stdin.write(said.encode() + b"\n")
-        await process.stdin.drain()
-    line = await _read_line(process)
-    if await process.wait() != 0 or not line:
-        raise BenchmarkError(f"a worker ended with status {process.returncode}")
-    return line
+async def _choose_ways(bench: Bench) -> None:
+    """Takes for each system the way of publishing that does best with it."""
+    for system in bench.systems:
+        ways = VARIANTS[system.name]
+        if not bench.schedule.has_trials or len(ways) == 1:
+            bench.ways[system.name] = ways[0]
+            continue
+        trials = [
+            await run_phase(bench.mesh, system, replace(way, duration_s=TRIAL_S)) for way in ways
+        ]
+        best = max(range(len(ways)), key=lambda index: trials[index].delivered_per_s)
+        bench.ways[system.name] = ways[best]
 
 
-async def _read_line(process: Process) -> bytes:
-    assert process.stdout is not None
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        return await process.stdout.readline()
+async def _measure_each(bench: Bench, load: Load) -> dict[str, Phase]:
+    """One phase of each system."""
+    return {one.name: await run_phase(bench.mesh, one, load) for one in bench.systems}
 
 
-def _to_json(plan: PublishPlan | SubscribePlan | Offer) -> str:
-    return json.dumps(asdict(plan))
+async def _measure_flat_out(bench: Bench, subscribers: tuple[int, ...]) -> dict[str, Phase]:
+    """The median round of each system, the systems by turns."""
+    rounds: dict[str, list[Phase]] = {one.name: [] for one in bench.systems}
+    for _round in range(bench.schedule.rounds):
+        for system in bench.systems:
+            way = bench.ways[system.name]
+            load = replace(way, duration_s=bench.schedule.flat_out_s, subscribers=subscribers)
+            rounds[system.name].append(await run_phase(bench.mesh, system, load))
+    return {name: median_phase(phases) for name, phases in rounds.items()}
+
+
+async def _measure_at_least_once(bench: Bench) -> Phase:
+    """The median round of ours with acknowledgements."""
+    ours = bench.systems[0]
+    load = replace(bench.ways[OURS], duration_s=bench.schedule.flat_out_s, guarantee=AT_LEAST_ONCE)
+    return median_phase(
+        [await run_phase(bench.mesh, ours, load) for _round in range(bench.schedule.rounds)]
+    )
+
+
+def median_phase(phases: Sequence[Phase]) -> Phase:
+    """The round with the median rate, the lower one of two."""
+    middle = statistics.median_low(one.delivered_per_s for one in phases)
+    return next(one for one in phases if one.delivered_per_s == middle)

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +54,7 @@ class Mesh:
         self._issuer = TokenIssuer(key, self.layout.trust_domain)
         write_trust_bundle(self.layout.trust_bundle, [self._issuer.public_key])
         self._started: list[tuple[str, Process]] = []
+        self.python = sys.executable
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,6 +72,12 @@ class Mesh:
                 self._show_logs()
         finally:
             shutil.rmtree(self._home, ignore_errors=True)
+
+    def directory(self, name: str) -> Path:
+        """A directory that is gone when the mesh is left; made when it is not there yet."""
+        path = self._home / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
 
     def token(self, bearer: Identity, audience: Identity, domains: Iterable[str] = ()) -> str:
         """Signs a token of ``bearer`` for calling ``audience``."""
@@ -101,16 +108,20 @@ class Mesh:
             raise BenchmarkError(f"{module} is not serving after {START_TIMEOUT_S} s") from None
         return process
 
-    async def start(self, module: str, *arguments: str) -> Process:
+    async def start(self, module: str, *arguments: str, python: str = sys.executable) -> Process:
         """Starts ``python -m module`` with pipes for input and output and a log file for errors."""
+        return await self.spawn(module, [python, "-m", module, *arguments])
+
+    async def spawn(self, name: str, command: Sequence[str]) -> Process:
+        """Starts a program likewise; ``name`` names its log."""
         environ = {
             **os.environ,
             RUNTIME_DIR_VARIABLE: str(self.layout.root),
             "HOME": str(self._home),
         }
-        with self._log_of(module).open("ab") as log:
+        with self._log_of(name).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module, *arguments),
+                *command,
                 cwd=ROOT,
                 env=environ,
                 stdin=asyncio.subprocess.PIPE,
@@ -119,7 +130,7 @@ class Mesh:
                 start_new_session=True,
                 limit=LINE_LIMIT_BYTES,
             )
-        self._started.append((module, process))
+        self._started.append((name, process))
         return process
 
     async def _wait_serving(self, process: Process, module: str, socket: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "describe_machine",
     "percentile",
     "render",
+    "show",
     "write_result",
 ]
 
@@ -165,8 +166,8 @@ def render(name: str, machine: Mapping[str, Json], outcome: Outcome) -> str:
     peers = list(dict.fromkeys(peer for metric in outcome.results for peer in metric.peers))
     rows = [["metric", "unit", "ours", *peers], *(_cells(one, peers) for one in outcome.results)]
     bars = [
-        f"  {'holds' if bar.holds else 'MISSED':<7} {bar.name} {_show(bar.limit)} {bar.unit}:"
-        f" {_show(bar.value)} {bar.unit}"
+        f"  {'holds' if bar.holds else 'MISSED':<7} {bar.name} {show(bar.limit)} {bar.unit}:"
+        f" {show(bar.value)} {bar.unit}"
         for bar in outcome.bars
     ]
     notes = [f"  note: {note}" for note in outcome.notes]
@@ -174,8 +175,8 @@ def render(name: str, machine: Mapping[str, Json], outcome: Outcome) -> str:
 
 
 def _cells(metric: Metric, peers: Sequence[str]) -> list[str]:
-    shown = [_show(metric.peers[peer]) if peer in metric.peers else "-" for peer in peers]
-    return [metric.metric, metric.unit, _show(metric.value), *shown]
+    shown = [show(metric.peers[peer]) if peer in metric.peers else "-" for peer in peers]
+    return [metric.metric, metric.unit, show(metric.value), *shown]
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -186,7 +187,8 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _show(value: float) -> str:
+def show(value: float) -> str:
+    """A figure for people: no more digits than it deserves."""
     return f"{value:,.0f}" if abs(value) >= 1_000 or value == int(value) else f"{value:.4g}"
 
 

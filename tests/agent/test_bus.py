@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from collector_core.subscriber import Delivery, Gap, Opened
+from collector_core.bus import BrokenError, Delivery, Gap, Opened, ReceivedGroup
 from daemoneye.eventbus.v1 import eventbus_pb2
+from daemoneye.eventbus.v1.group_pb2 import GroupEnvelope
 from daemoneye_agent.bus import MAX_WAITING_ALERTS, AgentBus
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.errors import PermissionDeniedError
@@ -65,9 +66,9 @@ async def test_refused_subscription_is_asked_for_again_and_told(
     bus: AgentBus, eventually: Callable[..., Awaitable[None]]
 ) -> None:
     refusal = PermissionDeniedError("agent/agent may not subscribe; ask the operator")
-    refusals: list[list[Item]] = [[refusal] for _ in range(10_000)]
+    refusals: list[list[Item]] = [[BrokenError(refusal)] for _ in range(10_000)]
     fake = FakeSubscriber(*refusals)
-    bus._subscriber = fake  # type: ignore[assignment]
+    bus._subscription = fake  # type: ignore[assignment]
     running = asyncio.create_task(bus.run(FakePipeline()))  # type: ignore[arg-type]
     await eventually(lambda: "may not subscribe" in bus.refusal)
     assert (bus.is_subscribed, bus.since_ns) == (False, 0)
@@ -83,13 +84,14 @@ async def test_messages_and_gaps_are_taken_in_order(
     bus: AgentBus, eventually: Callable[..., Awaitable[None]]
 ) -> None:
     message = eventbus_pb2.EventBusMessage()
+    undecodable = ReceivedGroup(GroupEnvelope(count=2), b"no block")
     script: list[Item] = [
         Opened("b"),
-        Delivery([message], 2),
+        Delivery([undecodable, *Delivery.of_messages([message]).groups]),
         Gap(5, "queue_full"),
-        Delivery([message] * 3),
+        Delivery.of_messages([message] * 3),
     ]
-    bus._subscriber = FakeSubscriber(script)  # type: ignore[assignment]
+    bus._subscription = FakeSubscriber(script)  # type: ignore[assignment]
     pipeline = FakePipeline()
     running = asyncio.create_task(bus.run(pipeline))  # type: ignore[arg-type]
     await eventually(lambda: len(pipeline.taken) == 2)
@@ -99,7 +101,7 @@ async def test_messages_and_gaps_are_taken_in_order(
 
 async def test_defect_in_the_pipeline_ends_the_subscription(bus: AgentBus) -> None:
     fake = FakeSubscriber([Opened("b"), Delivery([])])
-    bus._subscriber = fake  # type: ignore[assignment]
+    bus._subscription = fake  # type: ignore[assignment]
     pipeline = FakePipeline()
     pipeline.error = LookupError("a defect")
     with pytest.raises(LookupError):

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from benchmarks import __main__ as runner
-from benchmarks.bus_publisher import FRAME_BYTES, TOPIC, EventMaker
-from benchmarks.bus_subscriber import Offer, Receiver, SubscribePlan
 from benchmarks.occupation import Occupation
 from benchmarks.report import (
     Bar,
@@ -27,11 +25,7 @@ from benchmarks.report import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector_core.subscriber import Delivery, Gap, Opened
-from daemoneye.eventbus.v1 import eventbus_pb2
-
 MACHINE = {"cpu": "a processor", "cores": 2}
-PLAN = SubscribePlan("bench", TOPIC, "socket", "token", measure_latency=True)
 
 
 def outcome(delivered_count: int = 5) -> Outcome:
@@ -41,17 +35,6 @@ def outcome(delivered_count: int = 5) -> Outcome:
         results=[Metric("rate", "events/s", 123_456.789, {"peer": 10.0}), Metric("time", "s", 0.5)],
         bars=[Bar.below("time", 1.0, 0.5, "s")],
         notes=["a peer is left out"],
-    )
-
-
-def delivery(*sequences: int) -> Delivery:
-    return Delivery(
-        [
-            eventbus_pb2.EventBusMessage(
-                metadata=eventbus_pb2.MessageMetadata(source_sequence=one, timestamp=1)
-            )
-            for one in sequences
-        ]
     )
 
 
@@ -157,28 +140,6 @@ def test_table_shows_figures_peers_bars_and_notes() -> None:
     assert "MISSED" in render("bus", MACHINE, missed)
 
 
-def test_events_have_the_promised_size_and_count_up() -> None:
-    maker = EventMaker("bench")
-    frames = [maker.next() for _ in range(20_000)]
-    decoded = eventbus_pb2.EventBusMessage.FromString(frames[-1])
-    assert decoded.metadata.source_sequence == 20_000
-    assert decoded.metadata.source_id == "bench"
-    assert decoded.collection_event.process_event.process.pid
-    assert abs(len(frames[-1]) - FRAME_BYTES) <= 2
-
-
-def test_receiver_tells_gaps_from_losses_and_repeats() -> None:
-    receiver = Receiver(PLAN)
-    for item in (Opened("epoch"), delivery(1, 2), Gap(2, "dropped_oldest"), delivery(5, 5, 7)):
-        receiver.take(item)
-    report = receiver.report(Offer(offered=9, begun_ns=0, ended_ns=0))
-    assert (report.delivered, report.announced, report.gap_markers) == (4, 2, 1)
-    assert report.missing == 5  # 3, 4 and 6 by number, 8 and 9 because they never came
-    assert report.duplicates == 1
-    assert report.connections == 1
-    assert report.latency_max_s > 0
-
-
 def test_runner_reports_failure_when_nothing_was_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,4 +163,4 @@ def test_runner_names_what_there_is_when_a_name_is_unknown(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "buss"])
     assert runner.main() == runner.EXIT_UNKNOWN
-    assert "there are bus, enumeration" in capsys.readouterr().out
+    assert "there are bus, bus-scale, enumeration" in capsys.readouterr().out

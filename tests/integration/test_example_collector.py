@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from collector_core.subscriber import BusSubscriber, Delivery
+from collector_core.bus import BusSubscription, Delivery, SubscriptionOptions
 from collector_core.tokens import TokenKeeper
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye_mesh.channel import open_channel
@@ -43,7 +43,8 @@ async def test_example_collector_publishes_through_the_mesh(cold_mesh: Any) -> N
     try:
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             keeper = group.create_task(tokens.run())
-            seen = await first_record(BusSubscriber(bus, "test", ["events.performance.#"]))
+            options = SubscriptionOptions(["events.performance.#"], subscriber_id="test")
+            seen = await first_record(BusSubscription(bus, options))
             keeper.cancel()
     finally:
         await bus.close()
@@ -53,8 +54,8 @@ async def test_example_collector_publishes_through_the_mesh(cold_mesh: Any) -> N
     assert abs(seen.value - os.getloadavg()[0]) < 100
 
 
-async def first_record(subscriber: BusSubscriber) -> Any:
-    async with aclosing(subscriber.items()) as items:
+async def first_record(subscription: BusSubscription) -> Any:
+    async with aclosing(subscription.items()) as items:
         async for item in items:
             if isinstance(item, Delivery):
                 return item.messages[0].collection_event.performance_event.performance

@@ -47,6 +47,9 @@ def table():
         (OPERATOR, "/daemoneye.agent.v1.QueryService/ExecuteQuery"),
         (OPERATOR, "/daemoneye.agent.v1.RegistryService/IssueToken"),
         (OPERATOR, f"{COLLECTOR_SERVICE}/DescribeSchema"),
+        (OPERATOR, f"{BUS}/Publish"),
+        (OPERATOR, "/daemoneye.eventbus.v1.CorrelationService/ListWorkflows"),
+        (AGENT, "/daemoneye.eventbus.v1.CorrelationService/GetWorkflow"),
         (BROKER, "/grpc.health.v1.Health/Watch"),
     ],
 )
@@ -62,7 +65,8 @@ def test_table_lets_each_kind_call_what_its_work_needs(table, caller, method):
         (PROCMOND, f"{COLLECTOR_SERVICE}/ExecuteTask"),
         (PROCMOND, f"{BUS}/GetBusStats"),
         (PROCMOND, "/daemoneye.agent.v1.QueryService/ExecuteQuery"),
-        (OPERATOR, f"{BUS}/Publish"),
+        (PROCMOND, "/daemoneye.eventbus.v1.CorrelationService/ListWorkflows"),
+        (OPERATOR, f"{BUS}/PublishStream"),
         (OPERATOR, f"{COLLECTOR_SERVICE}/ExecuteTask"),
         (OPERATOR, "/daemoneye.agent.v1.RegistryService/RegisterCollector"),
         (AGENT, f"{BUS}/"),
@@ -87,6 +91,9 @@ def test_table_denies_every_call_it_does_not_list(table, caller, method):
         (AGENT, "alerts.high.tmp-exec"),
         (AGENT, "control.collector.lifecycle"),
         (BROKER, "control.health.status"),
+        (BROKER, "control.audit.refusals"),
+        (OPERATOR, "control.operator.alice"),
+        (OPERATOR, "control.operator.alice.note"),
     ],
 )
 def test_table_lets_each_kind_publish_in_its_own_domain(table, caller, topic):
@@ -107,6 +114,9 @@ def test_table_lets_each_kind_publish_in_its_own_domain(table, caller, topic):
         (PROCMOND, ""),
         (AGENT, "events.process.lifecycle"),
         (OPERATOR, "alerts.high.fake"),
+        (OPERATOR, "control.operator.bob.note"),
+        (OPERATOR, "control.operator"),
+        (OPERATOR, "control.shutdown"),
         (BROKER, "alerts.high.fake"),
         (Principal(PROCMOND.identity), "events.process.lifecycle"),
     ],
@@ -155,15 +165,15 @@ def test_table_denies_a_subscription_that_is_wider_than_the_granted_ones(table, 
 def test_table_refusal_names_identity_and_method_and_is_counted(table):
     for _ in range(2):
         with pytest.raises(PermissionDeniedError) as caught:
-            table.require_call(OPERATOR, f"{BUS}/Publish")
+            table.require_call(OPERATOR, f"{BUS}/PublishStream")
 
     assert (caught.value.code, caught.value.reason) == (
         Code.PERMISSION_DENIED,
         ErrorReason.ACCESS_DENIED,
     )
     assert caught.value.metadata["identity"] == "operator/alice"
-    assert caught.value.metadata["method"] == f"{BUS}/Publish"
-    assert f"operator/alice may not call method {BUS}/Publish" in caught.value.message
+    assert caught.value.metadata["method"] == f"{BUS}/PublishStream"
+    assert f"operator/alice may not call method {BUS}/PublishStream" in caught.value.message
     assert table.refusals == {("operator/alice", "call"): 2}
 
 
@@ -190,6 +200,74 @@ def test_table_requirements_pass_and_count_nothing_when_granted(table):
     table.require_subscribe(AGENT, "events.#")
 
     assert not table.refusals
+
+
+@pytest.mark.parametrize(
+    ("caller", "expected"), [(AGENT, True), (BROKER, False), (OPERATOR, False), (PROCMOND, False)]
+)
+def test_table_lets_only_the_agent_make_publishers_wait(table, caller, expected):
+    assert table.may_block(caller) is expected
+
+
+def test_table_refusal_to_block_names_the_policy_and_is_counted(table):
+    table.require_block(AGENT)
+    with pytest.raises(PermissionDeniedError) as caught:
+        table.require_block(OPERATOR)
+
+    assert caught.value.reason is ErrorReason.ACCESS_DENIED
+    assert caught.value.metadata == {
+        "identity": "operator/alice",
+        "action": "block",
+        "policy": "OVERFLOW_POLICY_BLOCK",
+    }
+    assert table.refusals == {("operator/alice", "block"): 1}
+
+
+def test_table_tells_its_listener_of_every_refusal(table):
+    heard = []
+
+    def listen(identity, action, reason, target):
+        heard.append((identity, action, reason, target))
+
+    table.on_refusal = listen
+    table.require_publish(AGENT, "alerts.high.x")
+    for refused in (
+        lambda: table.require_call(OPERATOR, f"{BUS}/PublishStream"),
+        lambda: table.require_publish(OPERATOR, "control.shutdown"),
+        lambda: table.require_subscribe(BROKER, "events.#"),
+        lambda: table.require_block(PROCMOND),
+    ):
+        with pytest.raises(PermissionDeniedError):
+            refused()
+
+    denied = ErrorReason.ACCESS_DENIED
+    assert heard == [
+        ("operator/alice", "call", denied, f"{BUS}/PublishStream"),
+        ("operator/alice", "publish", denied, "control.shutdown"),
+        ("broker/eventbus", "subscribe", denied, "events.#"),
+        ("collector/procmond", "block", denied, "OVERFLOW_POLICY_BLOCK"),
+    ]
+
+
+def test_table_answers_the_same_question_for_each_caller_on_its_own(table):
+    topic = "control.health.heartbeat.procmond"
+    other = Principal(Identity("mesh", IdentityKind.COLLECTOR, "other"), PROCMOND.domains)
+    narrow = Principal(PROCMOND.identity, frozenset({"network"}))
+
+    for _ in range(2):
+        assert table.may_publish(PROCMOND, topic)
+        assert not table.may_publish(other, topic)
+        assert table.may_publish(PROCMOND, "events.process.x")
+        assert not table.may_publish(narrow, "events.process.x")
+
+
+def test_table_keeps_no_topic_that_is_longer_than_one_may_be(table):
+    topic = "events.process." + "x" * 1_000_000
+    references = sys.getrefcount(topic)
+
+    assert not table.may_publish(PROCMOND, topic)
+
+    assert sys.getrefcount(topic) == references
 
 
 def test_table_calls_a_malformed_topic_malformed_and_not_forbidden(table):
@@ -254,6 +332,8 @@ def test_table_lists_only_services_and_methods_of_the_contract(table):
         "[agent]\npublish = ['events.x{id}']",
         "[agent]\npublish = ['events.{name}']",
         "[agent]\nsubscribe = ['other.#']",
+        "[agent]\nblock = 'yes'",
+        "[agent]\nblock = 1",
     ],
 )
 def test_table_file_is_refused_when_it_breaks_the_form(tmp_path, document):

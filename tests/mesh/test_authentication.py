@@ -277,6 +277,26 @@ async def test_refusals_are_counted_and_logged_without_the_token(mesh, caplog):
     assert misdirected not in everything
 
 
+async def test_listener_of_both_hears_of_each_refusal_once(mesh):
+    heard = []
+
+    def listen(identity, action, reason, target):
+        heard.append((identity, action, reason, target))
+
+    mesh.interceptor.on_refusal = mesh.access.on_refusal = listen
+    await mesh.call("Unary", bearer(mesh.token()))
+    await mesh.refusal("Unary", bearer(mesh.token(IdentityKind.BROKER, "eventbus")))
+    await mesh.refusal("Unary", bearer(mesh.token(audience="agent")))
+    await mesh.refusal("Unary")
+
+    method = f"/{SERVICE}/Unary"
+    assert heard == [
+        ("broker/eventbus", "call", ErrorReason.ACCESS_DENIED, method),
+        ("unknown", "call", ErrorReason.TOKEN_AUDIENCE, method),
+        ("unknown", "call", ErrorReason.TOKEN_MISSING, method),
+    ]
+
+
 def test_caller_is_an_error_outside_a_call():
     with pytest.raises(InternalError):
         caller()

@@ -2,8 +2,11 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from daemoneye.common.v1 import error_pb2
 from daemoneye_mesh import errors
@@ -18,6 +21,10 @@ CLASSES = [
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+NEEDED = {errors.RateLimitedError: {"retry_after_s": 1.5}}
+"""What an error cannot be raised without."""
+
+
 def as_call_error(status):
     return grpc.aio.AioRpcError(
         status.code,
@@ -29,19 +36,21 @@ def as_call_error(status):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_error_survives_the_way_over_a_status(cls):
-    sent = cls("it failed; try again", what="x", count=3)
+    sent = cls("it failed; try again", what="x", count=3, **NEEDED.get(cls, {}))
     got = from_rpc_error(as_call_error(to_status(sent)))
     assert got.code is sent.code
     assert isinstance(sent, type(got))
     assert (got.message, got.reason, got.metadata) == (sent.message, sent.reason, sent.metadata)
+    assert got.retry_after_s == sent.retry_after_s
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_error_survives_the_way_over_a_detail(cls):
-    sent = cls("it failed; try again", what="x")
+    sent = cls("it failed; try again", what="x", **NEEDED.get(cls, {}))
     got = from_detail(error_pb2.ErrorDetail.FromString(to_detail(sent).SerializeToString()))
     assert got.code is sent.code
     assert (got.message, got.reason, got.metadata) == (sent.message, sent.reason, sent.metadata)
+    assert got.retry_after_s == sent.retry_after_s
 
 
 @pytest.mark.parametrize("reason", list(ErrorReason))
@@ -107,3 +116,100 @@ def test_message_with_lone_surrogates_of_a_path_can_be_sent():
     error = errors.NotFoundError("no file \udcff", path="\udcff")
     assert "udcff" in to_status(error).details
     assert to_detail(error).metadata["path"] == "\\udcff"
+
+
+def over_a_status(error):
+    return from_rpc_error(as_call_error(to_status(error)))
+
+
+def over_a_detail(error):
+    return from_detail(error_pb2.ErrorDetail.FromString(to_detail(error).SerializeToString()))
+
+
+def limited(retry_after_s):
+    return errors.RateLimitedError("too fast; wait", retry_after_s=retry_after_s)
+
+
+@pytest.mark.parametrize("way", [over_a_status, over_a_detail])
+def test_rate_limit_stays_one_on_its_way_to_the_caller(way):
+    got = way(limited(0.25))
+    assert type(got) is errors.RateLimitedError
+    assert (got.reason, got.retry_after_s) == (ErrorReason.RATE_LIMITED, 0.25)
+
+
+@given(st.floats(0, 1e6))
+@example(0.1)
+@example(1.1)
+@example(524288.00000000146)
+def test_waiting_time_never_shrinks_on_its_way_to_the_caller(retry_after_s):
+    by_status, by_detail = (
+        over_a_status(limited(retry_after_s)),
+        over_a_detail(limited(retry_after_s)),
+    )
+    assert 0 <= by_status.retry_after_s - retry_after_s <= 2e-9
+    assert 0 <= by_detail.retry_after_s - retry_after_s <= 1.1e-3
+
+
+@pytest.mark.parametrize("way", [over_a_status, over_a_detail])
+def test_any_error_may_say_when_to_come_back(way):
+    sent = errors.UnavailableError("not yet; wait")
+    sent.retry_after_s = 3.0
+    got = way(sent)
+    assert (type(got), got.retry_after_s) == (errors.UnavailableError, 3.0)
+
+
+@pytest.mark.parametrize("way", [over_a_status, over_a_detail])
+def test_error_without_a_waiting_time_gets_none(way):
+    assert way(errors.OverloadedError("full; retry later")).retry_after_s is None
+
+
+def test_waiting_time_of_nothing_is_told_as_nothing_and_not_left_out():
+    assert over_a_status(limited(0)).retry_after_s == 0
+    assert to_detail(limited(0)).HasField("retry_after_ms")
+
+
+@pytest.mark.parametrize("way", [over_a_status, over_a_detail])
+@pytest.mark.parametrize("retry_after_s", [float("inf"), float("nan"), -1.0])
+def test_waiting_time_out_of_range_can_still_be_sent(way, retry_after_s):
+    assert 0 <= way(limited(retry_after_s)).retry_after_s <= 315_576_000_000
+
+
+def status_of(code, *details):
+    packed = [any_pb2.Any() for _ in details]
+    for one, detail in zip(packed, details, strict=True):
+        one.Pack(detail)
+    status = status_pb2.Status(code=code.value[0], message="m", details=packed)
+    return rpc_status.to_status(status)
+
+
+def test_retry_info_of_a_foreign_server_is_heeded():
+    delay = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=2))
+    got = from_rpc_error(as_call_error(status_of(grpc.StatusCode.UNAVAILABLE, delay)))
+    assert (type(got), got.retry_after_s) == (errors.UnavailableError, 2.0)
+
+
+def test_retry_info_before_now_means_now():
+    delay = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=-2))
+    got = from_rpc_error(as_call_error(status_of(grpc.StatusCode.UNAVAILABLE, delay)))
+    assert got.retry_after_s == 0
+
+
+def test_rate_limit_that_does_not_say_when_is_told_by_its_code():
+    info = error_details_pb2.ErrorInfo(domain="daemoneye", reason="RATE_LIMITED")
+    got = from_rpc_error(as_call_error(status_of(grpc.StatusCode.RESOURCE_EXHAUSTED, info)))
+    assert type(got) is errors.OverloadedError
+    assert (got.reason, got.retry_after_s) == (ErrorReason.RATE_LIMITED, None)
+
+
+@pytest.mark.parametrize("name", ["ErrorInfo", "RetryInfo"])
+def test_garbage_in_a_detail_is_ignored(name):
+    bad = any_pb2.Any(type_url=f"type.googleapis.com/google.rpc.{name}", value=b"\xff")
+    status = status_pb2.Status(code=14, message="m", details=[bad])
+    got = from_rpc_error(as_call_error(rpc_status.to_status(status)))
+    assert (type(got), got.retry_after_s) == (errors.UnavailableError, None)
+
+
+def test_garbage_in_place_of_details_is_ignored():
+    garbage = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff"))
+    error = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), garbage, "m")
+    assert type(from_rpc_error(error)) is errors.NotFoundError

@@ -13,6 +13,7 @@ from typing import Any
 
 from daemoneye_cli import (
     alerts,
+    bus,
     collectors,
     events,
     health,
@@ -34,7 +35,7 @@ from daemoneye_mesh.logs import bind_correlation
 
 __all__ = ["build_parser", "run"]
 
-_COMMANDS = (up, query, events, alerts, rules, collectors, health, tables, inspection)
+_COMMANDS = (up, query, events, alerts, rules, collectors, bus, health, tables, inspection)
 
 _DESCRIPTION = """\
 DaemonEye watches what runs on this host. Bring the mesh up, ask it in SQL, follow

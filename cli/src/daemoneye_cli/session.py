@@ -15,7 +15,7 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from collector_core.reconnect import keep_trying
+from collector_core.bus.reconnect import keep_trying
 from daemoneye.agent.v1 import registry_service_pb2, registry_service_pb2_grpc
 from daemoneye_cli.calls import Peer, ask
 from daemoneye_cli.probe import require_listener

@@ -1,18 +1,25 @@
 """A subscription as the command uses it: the first connection fails at once, later ones are retried.
 
-``BusSubscriber`` never gives up, which is right for a process and wrong for a person who mistyped the
+``BusSubscription`` never gives up, which is right for a process and wrong for a person who mistyped the
 runtime dir; so the broker is asked once before.
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 import grpc.aio
 
-from collector_core.publisher import negotiate_version
-from collector_core.subscriber import BusSubscriber, Delivery, Gap, Opened
+from collector_core.bus import (
+    BrokenError,
+    BusSubscription,
+    Delivery,
+    Gap,
+    Opened,
+    SubscriptionOptions,
+    negotiate,
+)
 from daemoneye_cli.calls import explain_failure
 from daemoneye_cli.session import Link
-from daemoneye_mesh.topic import validate_pattern
 
 __all__ = ["Delivery", "Gap", "Opened", "follow"]
 
@@ -29,17 +36,14 @@ async def follow(
         PermissionDeniedError: the operator may not subscribe to a pattern.
         DaemoneyeError: the broker cannot be reached the first time.
     """
-    for pattern in patterns:
-        validate_pattern(pattern)
+    options = SubscriptionOptions(patterns, subscriber_id=subscriber_id)
     try:
-        await negotiate_version(link.channel)
+        await negotiate(link.channel)
     except grpc.aio.AioRpcError as error:
         raise explain_failure(error, link.peer, NEGOTIATE_TIMEOUT_S) from None
-    items = BusSubscriber(link.channel, subscriber_id, patterns).items()
     try:
-        async for item in items:
-            yield item
-    finally:
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
+        async with aclosing(BusSubscription(link.channel, options).items()) as items:
+            async for item in items:
+                yield item
+    except BrokenError as error:
+        raise error.cause from None  # its code says what the person has to change

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import grpc.aio
 
+from collector_core.bus import BusPublisher, Outbox
 from collector_core.control import CollectorControlServicer
 from collector_core.event import Event, Sequencer
 from collector_core.monitor import Monitor
-from collector_core.outbox import Outbox
-from collector_core.publisher import BusPublisher
 from collector_core.registration import CollectorDescription, Registration
 from collector_core.service import CollectorServicer
 from collector_core.settings import CollectorSettings
@@ -98,7 +97,7 @@ class Collector:
         Raises:
             InvalidTopicError: the topic breaks the grammar.
             PermissionDeniedError: the topic is outside the domains of this collector's sources.
-            InvalidRequestError: the event is larger than a message may be.
+            MessageTooLargeError: the event is larger than the broker takes.
         """
         self._check_topic(event.topic)
         # Numbers go into the outbox in their order, and a source that is cancelled while it waits
@@ -177,11 +176,12 @@ class Collector:
         )
         tokens = TokenKeeper(registry, (self._layout.broker,))
         bus = open_channel(self._layout.eventbus_socket, tokens.source(self._layout.broker))
+        publisher = BusPublisher(bus, self._outbox)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(tokens.run(), name="tokens"),
-                    group.create_task(BusPublisher(bus, self._outbox).run(), name="publisher"),
+                    group.create_task(publisher.run(), name="publisher"),
                     group.create_task(self._monitor.run(), name="monitor"),
                     group.create_task(self._announce(server), name="readiness"),
                     group.create_task(registration.run(), name="registration"),

@@ -3,9 +3,10 @@
 import time
 from dataclasses import dataclass, field
 
+from collector_core.bus.envelope import EnvelopeKey, OutboxMessage
+from collector_core.bus.errors import MessageTooLargeError
 from daemoneye.common.v1 import common_pb2
 from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2
-from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
 from daemoneye_mesh.limits import MAX_MESSAGE_BYTES
 
 __all__ = ["Event", "EventData", "Record", "Sequencer"]
@@ -27,6 +28,9 @@ Record = (
     | common_pb2.HashResult
 )
 """One record of a task's result."""
+
+MAX_KNOWN_KEYS = 256
+"""Topics whose envelope is kept; it is made again each time for the others."""
 
 _FIELDS: dict[type, tuple[str, eventbus_pb2.EventType.ValueType]] = {
     event_data_pb2.ProcessEventData: ("process_event", eventbus_pb2.EVENT_TYPE_PROCESS_EVENT),
@@ -68,38 +72,37 @@ class Sequencer:
         self.epoch = epoch
         self.sequence = 0
         """The last sequence given out."""
+        self._keys: dict[tuple[str, int], EnvelopeKey] = {}
 
-    def encode(self, event: Event) -> bytes:
-        """Returns the encoded EventBusMessage with the next sequence, which ``advance`` uses up.
+    def encode(self, event: Event) -> OutboxMessage:
+        """Returns the event as a message with the next sequence, which ``advance`` uses up.
 
         Raises:
-            InvalidRequestError: the event is larger than a message may be.
+            MessageTooLargeError: the event is larger than a message may be.
         """
         name, event_type = _FIELDS[type(event.data)]
         payload = eventbus_pb2.CollectionEventPayload(event_type=event_type)
         getattr(payload, name).CopyFrom(event.data)
         message = eventbus_pb2.EventBusMessage(
-            metadata=eventbus_pb2.MessageMetadata(
-                topic=event.topic,
-                message_type=eventbus_pb2.MESSAGE_TYPE_COLLECTION_EVENT,
-                timestamp=event.time_ns,
-                source_id=self.source_id,
-                source_epoch=self.epoch,
-                source_sequence=self.sequence + 1,
-            ),
+            metadata=eventbus_pb2.MessageMetadata(timestamp=event.time_ns),
             collection_event=payload,
         )
         frame = message.SerializeToString()
-        if len(frame) > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(
-                f"an event of {len(frame)} bytes is more than {MAX_MESSAGE_BYTES}; truncate its"
-                " fields and mark them in truncated_fields",
-                reason=ErrorReason.MESSAGE_TOO_LARGE,
-                size_bytes=len(frame),
-                limit_bytes=MAX_MESSAGE_BYTES,
-            )
-        return frame
+        key = self._key(event.topic, event_type)
+        if len(frame) + key.size_bytes > MAX_MESSAGE_BYTES:
+            raise MessageTooLargeError(len(frame) + key.size_bytes, MAX_MESSAGE_BYTES)
+        return OutboxMessage(key, self.sequence + 1, frame)
 
     def advance(self) -> None:
-        """Uses up the sequence of the frame encoded last: it will be published."""
+        """Uses up the sequence of the message encoded last: it will be published."""
         self.sequence += 1
+
+    def _key(self, topic: str, event_type: int) -> EnvelopeKey:
+        key = self._keys.get((topic, event_type))
+        if key is None:
+            key = EnvelopeKey(
+                topic=topic, source_id=self.source_id, event_type=event_type, epoch=self.epoch
+            )
+            if len(self._keys) < MAX_KNOWN_KEYS:
+                self._keys[topic, event_type] = key
+        return key

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc.aio
 from google.protobuf import duration_pb2
 
-from collector_core.reconnect import SessionBackoff, explain, keep_trying
+from collector_core.bus.reconnect import SessionBackoff, explain, keep_trying
 from daemoneye.agent.v1 import registry_service_pb2 as pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye.common.v1 import common_pb2

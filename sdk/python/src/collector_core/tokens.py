@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from collector_core.reconnect import keep_trying
+from collector_core.bus.reconnect import keep_trying
 from daemoneye.agent.v1 import registry_service_pb2, registry_service_pb2_grpc
 from daemoneye_mesh.channel import TokenSource
 from daemoneye_mesh.errors import UnavailableError

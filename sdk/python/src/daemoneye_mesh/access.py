@@ -9,7 +9,7 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daemoneye_mesh.errors import (
+    ErrorReason,
     InvalidConfigError,
     InvalidRequestError,
     PermissionDeniedError,
@@ -24,6 +25,7 @@ from daemoneye_mesh.errors import (
 from daemoneye_mesh.identity import Caller, Identity, IdentityKind, Principal
 from daemoneye_mesh.topic import (
     DOMAINS,
+    MAX_TOPIC_BYTES,
     MULTI_WILDCARD,
     SINGLE_WILDCARD,
     covers,
@@ -31,7 +33,10 @@ from daemoneye_mesh.topic import (
     validate_topic,
 )
 
-__all__ = ["AccessTable", "Grants", "pattern_contains", "render_markdown"]
+__all__ = ["AccessTable", "Grants", "RefusalListener", "pattern_contains", "render_markdown"]
+
+RefusalListener = Callable[[str, str, ErrorReason, str], None]
+"""Hears of a refusal: identity name, action, reason, and the method, topic or pattern asked for."""
 
 MAX_REFUSAL_KEYS = 4096
 OVERFLOW_NAME = "(others)"
@@ -39,7 +44,10 @@ OVERFLOW_NAME = "(others)"
 
 _METHOD = re.compile(r"[A-Za-z0-9_.]+\.[A-Za-z0-9_]+/(?:[A-Za-z0-9_]+|\*)")
 _ACTIONS = ("call", "publish", "subscribe")
+_BLOCK = "block"
+_BLOCKING_POLICY = "OVERFLOW_POLICY_BLOCK"
 _PLACEHOLDERS = {"{id}": "id", "{domain}": "domain"}
+_NO_DOMAINS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class Grants:
     call: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
+    may_block: bool = False
+    """Whether it may ask for the overflow policy that makes publishers wait."""
 
 
 class AccessTable:
@@ -63,7 +73,9 @@ class AccessTable:
         self.open_methods = tuple(open_methods)
         self.grants = {kind: grants.get(kind, Grants()) for kind in IdentityKind}
         self.refusals: Counter[tuple[str, str]] = Counter()
-        """How often whom was refused what: (identity name, ``call|publish|subscribe``)."""
+        """How often whom was refused what: (identity name, ``call|publish|subscribe|block``)."""
+        self.on_refusal: RefusalListener | None = None
+        """Hears of every refusal by this table, in the middle of the call: it must return at once."""
 
     @classmethod
     def load(cls, path: Path | None = None) -> "AccessTable":
@@ -101,13 +113,20 @@ class AccessTable:
 
     def may_publish(self, caller: Caller | Identity, topic: str) -> bool:
         """Whether the caller may publish on a topic; a malformed topic may nobody use."""
-        allowed = self._patterns(caller, "publish")
-        return any(_matches(pattern, topic) for pattern in allowed)
+        identity = caller if isinstance(caller, Identity) else caller.identity
+        domains = _NO_DOMAINS if isinstance(caller, Identity) else caller.domains
+        if len(topic) > MAX_TOPIC_BYTES:  # nobody fills the memory of answers with these
+            return False
+        return _is_granted(self.grants[identity.kind].publish, identity.id, domains, topic)
 
     def may_subscribe(self, caller: Caller | Identity, pattern: str) -> bool:
         """Whether every topic which the pattern can match lies within the caller's grants."""
         allowed = self._patterns(caller, "subscribe")
         return _all_within(pattern, allowed)
+
+    def may_block(self, caller: Caller | Identity) -> bool:
+        """Whether the caller may ask for ``OVERFLOW_POLICY_BLOCK``, which slows publishers down."""
+        return self._grants_of(caller).may_block
 
     def require_call(self, caller: Caller | Identity, method: str) -> None:
         """Refuses a call which ``may_call`` denies.
@@ -140,6 +159,18 @@ class AccessTable:
             validate_pattern(pattern)
             raise self._refuse(caller, "subscribe", "pattern", pattern)
 
+    def require_block(self, caller: Caller | Identity) -> None:
+        """Refuses ``OVERFLOW_POLICY_BLOCK`` where ``may_block`` denies it.
+
+        Raises:
+            PermissionDeniedError: reason ACCESS_DENIED, with identity and policy.
+        """
+        if not self.may_block(caller):
+            sentence = (
+                f"may not make publishers wait with {_BLOCKING_POLICY}; choose another policy"
+            )
+            raise self._deny(caller, _BLOCK, _BLOCKING_POLICY, sentence, policy=_BLOCKING_POLICY)
+
     def _grants_of(self, caller: Caller | Identity) -> Grants:
         return self.grants[_principal(caller).identity.kind]
 
@@ -151,17 +182,24 @@ class AccessTable:
     def _refuse(
         self, caller: Caller | Identity, action: str, noun: str, target: str
     ) -> PermissionDeniedError:
-        principal = _principal(caller)
-        name = principal.identity.name
-        self._count(name, action)
-        allowed = ", ".join(self._patterns(principal, action)) or "nothing"
-        remedy = "docs/access.md lists what it may" if action == "call" else f"it may {allowed}"
-        metadata: dict[str, Any] = {noun: target, "identity": name, "action": action}
+        metadata = {noun: target}
+        remedy = "docs/access.md lists what it may"
         if action != "call":  # the list of methods would be longer than a status may be
-            metadata["allowed"] = allowed
-        return PermissionDeniedError(
-            f"{name} may not {action} {noun} {target}; {remedy}", **metadata
-        )
+            metadata["allowed"] = ", ".join(self._patterns(caller, action)) or "nothing"
+            remedy = f"it may {metadata['allowed']}"
+        sentence = f"may not {action} {noun} {target}; {remedy}"
+        return self._deny(caller, action, target, sentence, **metadata)
+
+    def _deny(
+        self, caller: Caller | Identity, action: str, target: str, sentence: str, **metadata: str
+    ) -> PermissionDeniedError:
+        name = _principal(caller).identity.name
+        described: dict[str, Any] = {"identity": name, "action": action, **metadata}
+        error = PermissionDeniedError(f"{name} {sentence}", **described)
+        self._count(name, action)
+        if self.on_refusal is not None:
+            self.on_refusal(name, action, error.reason, target)
+        return error
 
     def _count(self, name: str, action: str) -> None:
         is_full = len(self.refusals) >= MAX_REFUSAL_KEYS
@@ -190,6 +228,7 @@ def render_markdown(table: AccessTable) -> str:
         sections.append(_bullets("May call", grants.call))
         sections.append(_bullets("May publish", grants.publish))
         sections.append(_bullets("May subscribe to", grants.subscribe))
+        sections.append(_bullets("May make publishers wait", _blocking(grants)))
     return "\n".join(sections)
 
 
@@ -201,7 +240,8 @@ that file, not this one. What is not listed is denied, and every refusal is coun
 
 Methods are `package.Service/Method`, or `/*` for all of a service. In topics `+` is one segment and
 `#` zero or more; `{id}` is the caller's own id and `{domain}` each event domain its token grants. A
-subscription is granted when every topic its pattern can match is granted.
+subscription is granted when every topic its pattern can match is granted. Who may make publishers
+wait may ask for `OVERFLOW_POLICY_BLOCK`, which slows them down while its own queue is full.
 """
 
 
@@ -227,12 +267,14 @@ def _expand(granted: tuple[str, ...], own_id: str, domains: frozenset[str]) -> t
     return tuple(expanded)
 
 
-# Publishers repeat the same few topics; the answers are pure, so they are remembered.
-@lru_cache(maxsize=8192)
-def _matches(pattern: str, topic: str) -> bool:
+# The broker asks for every group, and publishers repeat the same few topics: one look then answers
+# for all patterns. The table does not change, so an answer holds for ever. Whoever invents topics to
+# fill this makes the others ask again, no more.
+@lru_cache(maxsize=16_384)
+def _is_granted(granted: tuple[str, ...], own_id: str, domains: frozenset[str], topic: str) -> bool:
     try:
         validate_topic(topic)
-        return covers(pattern, topic)
+        return any(covers(pattern, topic) for pattern in _expand(granted, own_id, domains))
     except InvalidRequestError:
         return False
 
@@ -256,14 +298,18 @@ def _by_domain(pattern: str) -> tuple[str, ...]:
 
 
 def _grants(kind: str, section: object) -> Grants:
-    if not isinstance(section, dict) or section.keys() - set(_ACTIONS):
-        raise _broken(f"section {kind} may hold {', '.join(_ACTIONS)} and nothing else")
+    keys = (*_ACTIONS, _BLOCK)
+    if not isinstance(section, dict) or section.keys() - set(keys):
+        raise _broken(f"section {kind} may hold {', '.join(keys)} and nothing else")
+    may_block = section.get(_BLOCK, False)
+    if not isinstance(may_block, bool):
+        raise _broken(f"{_BLOCK} of section {kind} is neither true nor false")
     call, publish, subscribe = (_texts(section, action) for action in _ACTIONS)
     for method in call:
         _check_method(method)
     for topic in (*publish, *subscribe):
         _check_topic(topic)
-    return Grants(call, publish, subscribe)
+    return Grants(call, publish, subscribe, may_block)
 
 
 def _texts(section: Mapping[str, object], key: str) -> tuple[str, ...]:
@@ -291,6 +337,10 @@ def _broken(problem: str) -> InvalidConfigError:
         f"the access table is refused: {problem}; correct it or reinstall the package",
         problem=problem,
     )
+
+
+def _blocking(grants: Grants) -> tuple[str, ...]:
+    return (_BLOCKING_POLICY,) if grants.may_block else ()
 
 
 def _bullets(title: str, entries: tuple[str, ...]) -> str:

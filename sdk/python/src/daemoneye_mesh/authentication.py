@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from daemoneye_mesh.access import AccessTable
+from daemoneye_mesh.access import AccessTable, RefusalListener
 from daemoneye_mesh.errors import (
     DaemoneyeError,
     ErrorReason,
@@ -28,6 +28,8 @@ from daemoneye_mesh.token import TokenVerifier
 __all__ = ["AUTHORIZATION_KEY", "AuthInterceptor", "caller", "current_caller"]
 
 AUTHORIZATION_KEY = "authorization"
+_UNKNOWN = "unknown"
+"""Names, in logs and to listeners, whoever showed no valid signature."""
 
 current_caller: ContextVar[VerifiedToken | None] = ContextVar("current_caller", default=None)
 """Whose call the current task serves. grpc.aio runs every call in a task of its own."""
@@ -60,6 +62,10 @@ class AuthInterceptor(HandlerInterceptor):
         self._access = access
         self.refusals: Counter[ErrorReason] = Counter()
         """How many calls were refused, by reason."""
+        self.on_refusal: RefusalListener | None = None
+        """Hears of every caller who could not be verified, in the middle of the call: it must return
+        at once. What a verified caller may not do is told by ``AccessTable.on_refusal``, so that
+        whoever listens to both hears of each refusal once."""
 
     @asynccontextmanager
     async def around(self, context: Any, details: grpc.HandlerCallDetails) -> AsyncIterator[None]:
@@ -89,7 +95,7 @@ class AuthInterceptor(HandlerInterceptor):
 
     def _record(self, error: DaemoneyeError, method: str, verified: VerifiedToken | None) -> None:
         self.refusals[error.reason] += 1
-        name = verified.identity.name if verified else error.metadata.get("identity", "unknown")
+        name = verified.identity.name if verified else error.metadata.get("identity", _UNKNOWN)
         log.warning(
             "refused %s to %s: %s",
             method,
@@ -97,6 +103,8 @@ class AuthInterceptor(HandlerInterceptor):
             error.reason,
             extra={"identity": name, "method": method, "reason": str(error.reason)},
         )
+        if verified is None and self.on_refusal is not None:
+            self.on_refusal(name, "call", error.reason, method)
 
 
 def find_token(details: grpc.HandlerCallDetails) -> str:

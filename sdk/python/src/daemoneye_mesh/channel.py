@@ -40,7 +40,10 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # As for the server: without the probe, and with room for batches.
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 1 << 20),
+        ("grpc.http2.max_frame_size", 1 << 20),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         # Otherwise two channels to one path share a socket, and a bulk stream delays the other.
         ("grpc.use_local_subchannel_pool", 1),

@@ -1,4 +1,7 @@
-"""Correlation as the messages that carry it."""
+"""Correlation as the messages that carry it.
+
+Invariant: what is read is within the bounds of the contract, else it is refused; nothing is cut.
+"""
 
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_mesh.correlation import Correlation
@@ -10,17 +13,20 @@ def from_message(message: eventbus_pb2.CorrelationMetadata) -> Correlation:
     """Returns what a message says.
 
     Raises:
-        InvalidRequestError: it is beyond a bound of the contract.
+        InvalidCorrelationError: it is beyond a bound of the contract, or malformed.
     """
+    has = message.HasField
     return Correlation(
         correlation_id=message.correlation_id,
         root_correlation_id=message.root_correlation_id,
-        parent_correlation_id=_optional(message, "parent_correlation_id"),
-        trace_id=_optional(message, "trace_id"),
-        span_id=_optional(message, "span_id"),
+        parent_correlation_id=(
+            message.parent_correlation_id if has("parent_correlation_id") else None
+        ),
+        trace_id=message.trace_id if has("trace_id") else None,
+        span_id=message.span_id if has("span_id") else None,
         sequence_number=message.sequence_number,
-        workflow_stage=_optional(message, "workflow_stage"),
-        tags=dict(message.correlation_tags),
+        workflow_stage=message.workflow_stage if has("workflow_stage") else None,
+        tags=message.correlation_tags,
     )
 
 
@@ -36,7 +42,3 @@ def to_message(correlation: Correlation) -> eventbus_pb2.CorrelationMetadata:
         workflow_stage=correlation.workflow_stage,
         correlation_tags=correlation.tags,
     )
-
-
-def _optional(message: eventbus_pb2.CorrelationMetadata, field: str) -> str | None:
-    return getattr(message, field) if message.HasField(field) else None  # type: ignore[arg-type]

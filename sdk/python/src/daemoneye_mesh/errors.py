@@ -12,6 +12,7 @@
       PreconditionError                 FAILED_PRECONDITION   the callee must change state first
       ConflictError                     ABORTED               another actor won; read again, retry
       OverloadedError                   RESOURCE_EXHAUSTED    a bound was reached; retry later
+        RateLimitedError                RESOURCE_EXHAUSTED    too much a second; it says until when
       UnsupportedError                  UNIMPLEMENTED         this build does not offer it
       UnavailableError                  UNAVAILABLE           nobody serves it now; retry
       DeadlineError                     DEADLINE_EXCEEDED     time ran out
@@ -19,8 +20,9 @@
 
 ``code`` says what to do, ``reason`` (the proto enum ``daemoneye.common.v1.ErrorReason``) what
 happened. Messages are lower case, carry no final period and end with what to do next; every variable
-in a message stands in ``metadata`` too, so that programs need not parse prose. Nothing here imports
-gRPC: domain modules raise these errors, and one interceptor translates them.
+in a message stands in ``metadata`` too, so that programs need not parse prose. An error that knows
+when asking again makes sense says so in ``retry_after_s``; nobody comes back before. Nothing here
+imports gRPC: domain modules raise these errors, and one interceptor translates them.
 """
 
 from enum import IntEnum
@@ -42,6 +44,7 @@ __all__ = [
     "OverloadedError",
     "PermissionDeniedError",
     "PreconditionError",
+    "RateLimitedError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",
@@ -77,6 +80,9 @@ class DaemoneyeError(Exception):
     code: ClassVar[Code] = Code.INTERNAL
     default_reason: ClassVar[ErrorReason] = ErrorReason.INTERNAL
     retryable: ClassVar[bool] = False
+
+    retry_after_s: float | None = None
+    """How long to wait before asking again; None when nobody can tell."""
 
     def __init__(
         self, message: str, *, reason: ErrorReason | None = None, **metadata: object
@@ -148,6 +154,30 @@ class OverloadedError(DaemoneyeError):
     code = Code.RESOURCE_EXHAUSTED
     default_reason = ErrorReason.LIMIT_REACHED
     retryable = True
+
+
+class RateLimitedError(OverloadedError):
+    """Too much was asked in too short a time (MUST-ERR-04).
+
+    Args:
+        message: as for every error.
+        retry_after_s: how long to wait before the same request can succeed; not negative.
+        reason: as for every error.
+        metadata: as for every error.
+    """
+
+    default_reason = ErrorReason.RATE_LIMITED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        reason: ErrorReason | None = None,
+        **metadata: object,
+    ) -> None:
+        super().__init__(message, reason=reason, **metadata)
+        self.retry_after_s = retry_after_s
 
 
 class UnsupportedError(DaemoneyeError):

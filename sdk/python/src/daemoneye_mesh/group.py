@@ -7,6 +7,8 @@ says (MUST-GROUP-02), since only the envelope was verified by the broker.
 
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
 from daemoneye.eventbus.v1 import eventbus_pb2, frame_pb2, group_pb2
 
 __all__ = ["apply_envelope", "encode_group", "expand_group", "split_block"]
@@ -63,12 +65,18 @@ def apply_envelope(
 def expand_group(envelope: group_pb2.GroupEnvelope, block: bytes) -> list[bytes]:
     """Returns the messages of a group as encoded ``EventBusMessage``s with metadata of their own.
 
+    A message that is no valid protobuf becomes one without payload: its receiver counts and skips
+    that (MUST-ENV-03), where the bytes as they are would make it give up the whole batch.
+
     Raises:
-        DecodeError: the block or a message in it is no valid protobuf.
+        DecodeError: the block is no valid protobuf.
     """
     expanded = []
     for index, frame in enumerate(split_block(block)):
-        message = frame_pb2.MessageEnvelope.FromString(frame)
+        try:
+            message = frame_pb2.MessageEnvelope.FromString(frame)
+        except DecodeError:
+            message = frame_pb2.MessageEnvelope()
         apply_envelope(message, envelope, index)
         expanded.append(message.SerializeToString())
     return expanded

@@ -1,11 +1,13 @@
 """Errors as gRPC statuses and back: the one place that translates.
 
 Status details carry a ``google.rpc.ErrorInfo`` (AIP-193) with domain ``daemoneye``, the reason and
-the variables of the message.
+the variables of the message; an error that says when to come back has a ``google.rpc.RetryInfo``
+beside it (MUST-ERR-04). Waiting times are rounded up on the way, so that nobody comes back early.
 """
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -21,6 +23,9 @@ _MAX_MESSAGE_BYTES = 1_024
 _MAX_VALUE_BYTES = 256
 _MAX_METADATA_BYTES = 2_048
 """A status travels in trailing metadata, message percent-encoded: gRPC may drop it from 8 KiB on."""
+
+_MAX_RETRY_AFTER_S = 315_576_000_000
+"""The longest google.protobuf.Duration; whatever is computed, the error itself can be sent."""
 
 _CLASSES: dict[int, type[DaemoneyeError]] = {
     cls.code: cls
@@ -46,10 +51,11 @@ def to_status(error: DaemoneyeError) -> grpc.Status:
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=ERROR_DOMAIN, metadata=_fit_all(error.metadata)
     )
-    detail = any_pb2.Any()
-    detail.Pack(info)
+    details = [_pack(info)]
+    if error.retry_after_s is not None:
+        details.append(_pack(_retry_info(error.retry_after_s)))
     message = _fit(error.message, _MAX_MESSAGE_BYTES)
-    status = status_pb2.Status(code=error.code.value, message=message, details=[detail])
+    status = status_pb2.Status(code=error.code.value, message=message, details=details)
     return rpc_status.to_status(status)
 
 
@@ -60,21 +66,25 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DaemoneyeError:
     """
     code = error.code().value[0]
     cls = _CLASSES.get(code, errors.InternalError)
-    info = _find_info(error)
+    details = _details_of(error)
     text = error.details() or error.code().name.lower()
+    info, retry_after_s = _find_info(details), _find_retry_after(details)
     if info is None:
-        return cls(text)
-    return _build(cls, text, info.reason, dict(info.metadata))
+        return _build(cls, text, cls.default_reason, {}, retry_after_s)
+    return _build(cls, text, info.reason, dict(info.metadata), retry_after_s)
 
 
 def to_detail(error: DaemoneyeError) -> error_pb2.ErrorDetail:
     """Returns ``error`` as a message, for streams that go on after it."""
-    return error_pb2.ErrorDetail(
+    detail = error_pb2.ErrorDetail(
         code=error.code.value,
         reason=error_pb2.ErrorReason.Value(f"ERROR_REASON_{error.reason}"),
         message=_fit(error.message, _MAX_MESSAGE_BYTES),
         metadata=_fit_all(error.metadata),
     )
+    if error.retry_after_s is not None:
+        detail.retry_after_ms = _count_up(error.retry_after_s, per_second=1_000)
+    return detail
 
 
 def from_detail(detail: error_pb2.ErrorDetail) -> DaemoneyeError:
@@ -83,7 +93,9 @@ def from_detail(detail: error_pb2.ErrorDetail) -> DaemoneyeError:
     known = error_pb2.ErrorReason.values()
     number = detail.reason if detail.reason in known else error_pb2.ERROR_REASON_UNSPECIFIED
     reason = error_pb2.ErrorReason.Name(number).removeprefix("ERROR_REASON_")
-    return _build(cls, detail.message, reason, dict(detail.metadata))
+    has_delay = detail.HasField("retry_after_ms")
+    retry_after_s = detail.retry_after_ms / 1_000 if has_delay else None
+    return _build(cls, detail.message, reason, dict(detail.metadata), retry_after_s)
 
 
 def _fit(text: str, limit_bytes: int) -> str:
@@ -107,23 +119,71 @@ def _fit_all(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def _build(
-    cls: type[DaemoneyeError], message: str, reason: str, metadata: dict[str, str]
+    cls: type[DaemoneyeError],
+    message: str,
+    reason: str,
+    metadata: dict[str, str],
+    retry_after_s: float | None,
 ) -> DaemoneyeError:
-    known = reason if reason in ErrorReason.__members__ else cls.default_reason
-    built = cls(message, reason=ErrorReason(known))
+    known = ErrorReason(reason if reason in ErrorReason.__members__ else cls.default_reason)
+    is_limited = cls is errors.OverloadedError and known is ErrorReason.RATE_LIMITED
+    built: DaemoneyeError
+    if is_limited and retry_after_s is not None:
+        built = errors.RateLimitedError(message, retry_after_s=retry_after_s)
+    else:
+        built = cls(message, reason=known)
+        built.retry_after_s = retry_after_s
     built.metadata = metadata
     return built
 
 
-def _find_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+def _pack(message: Message) -> any_pb2.Any:
+    detail = any_pb2.Any()
+    detail.Pack(message)
+    return detail
+
+
+def _unpack(detail: any_pb2.Any, message: Message) -> bool:
+    try:
+        return detail.Unpack(message)
+    except DecodeError:  # the right type around garbage
+        return False
+
+
+def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(_count_up(retry_after_s, per_second=1_000_000_000))
+    return info
+
+
+def _count_up(seconds: float, per_second: int) -> int:
+    # Whole numbers all the way: a product of floats may be rounded down.
+    numerator, denominator = min(max(0.0, seconds), _MAX_RETRY_AFTER_S).as_integer_ratio()
+    return -(-numerator * per_second // denominator)
+
+
+def _details_of(error: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type] # has what it reads
-    except ValueError:  # details that contradict the status: not written by us
-        return None
-    for detail in status.details if status is not None else ():
+    except (DecodeError, ValueError):  # garbage, or it contradicts the status: not written by us
+        return []
+    return list(status.details) if status is not None else []
+
+
+def _find_info(details: list[any_pb2.Any]) -> error_details_pb2.ErrorInfo | None:
+    for detail in details:
         info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+        if _unpack(detail, info) and info.domain == ERROR_DOMAIN:
             return info
+    return None
+
+
+def _find_retry_after(details: list[any_pb2.Any]) -> float | None:
+    for detail in details:
+        info = error_details_pb2.RetryInfo()
+        if _unpack(detail, info):
+            seconds, nanos = int(info.retry_delay.seconds), int(info.retry_delay.nanos)
+            return max(0.0, (seconds * 1_000_000_000 + nanos) / 1_000_000_000)
     return None
 
 

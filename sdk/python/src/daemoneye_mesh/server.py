@@ -46,7 +46,10 @@ def server_options() -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         # With the probe on, a peer that does not read costs megabytes of our memory each.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", 262_144),
+        # Room for several batches a stream: with less, each waits for the peer's window to open.
+        ("grpc.http2.lookahead_bytes", 1 << 20),
+        # A batch in one frame, where 16 KiB would make it twenty.
+        ("grpc.http2.max_frame_size", 1 << 20),
         # Past 1,000 waiting calls grpc answers CANCELLED, which no client may retry.
         ("grpc.server.max_pending_requests", 20_000),
         ("grpc.server.max_pending_requests_hard_limit", 40_000),

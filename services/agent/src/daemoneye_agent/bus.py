@@ -12,12 +12,19 @@ from contextlib import aclosing
 
 import grpc.aio
 
-from collector_core.outbox import Outbox
-from collector_core.publisher import BusPublisher
-from collector_core.subscriber import BusSubscriber, Delivery, Gap, Opened
+from collector_core.bus import (
+    BrokenError,
+    BusPublisher,
+    BusSubscription,
+    Delivery,
+    Gap,
+    Opened,
+    Outbox,
+    SubscriptionOptions,
+    to_outbox_message,
+)
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_agent.pipeline import Pipeline
-from daemoneye_mesh.errors import InvalidRequestError, PermissionDeniedError
 
 __all__ = ["EVENT_PATTERN", "AgentBus"]
 
@@ -45,7 +52,10 @@ class AgentBus:
         wall_ns: Callable[[], int] = time.time_ns,
         refused_pause_s: float = REFUSED_PAUSE_S,
     ) -> None:
-        self._subscriber = BusSubscriber(channel, "agent", [EVENT_PATTERN], QUEUE_MESSAGES)
+        options = SubscriptionOptions(
+            [EVENT_PATTERN], subscriber_id="agent", max_queue_messages=QUEUE_MESSAGES
+        )
+        self._subscription = BusSubscription(channel, options)
         self._outbox = Outbox(MAX_WAITING_ALERTS, MAX_WAITING_BYTES)
         self.publisher = BusPublisher(channel, self._outbox)
         self._wall_ns = wall_ns
@@ -61,7 +71,7 @@ class AgentBus:
     @property
     def is_subscribed(self) -> bool:
         """Whether events arrive."""
-        return self._subscriber.is_connected
+        return self._subscription.is_connected
 
     @property
     def since_ns(self) -> int:
@@ -70,7 +80,7 @@ class AgentBus:
 
     def publish(self, message: eventbus_pb2.EventBusMessage) -> None:
         """Queues an alert for the bus."""
-        if not self._outbox.put_nowait(message.SerializeToString()):
+        if not self._outbox.put_nowait(to_outbox_message(message)):
             self.unpublished_count += 1
             log.error(
                 "alert %s is stored but not published: the bus does not take it",
@@ -96,21 +106,21 @@ class AgentBus:
         while True:
             try:
                 await self._take_all(pipeline)
-            except (PermissionDeniedError, InvalidRequestError) as error:
+            except BrokenError as error:
                 self.refusal = error.message
                 log.error("the broker refuses the subscription: %s", error.message)
             await asyncio.sleep(self._refused_pause_s)
 
     async def _take_all(self, pipeline: Pipeline) -> None:
-        async with aclosing(self._subscriber.items()) as items:
+        async with aclosing(self._subscription.items()) as items:
             async for item in items:
                 match item:
                     case Opened():
                         self._since_ns = self._wall_ns()
                         self.refusal = ""
                         log.info("subscribed to %s", EVENT_PATTERN)
-                    case Delivery(messages, undecodable_count):
-                        await pipeline.process(messages, undecodable_count)
+                    case Delivery():
+                        await pipeline.process(item.messages, item.undecodable_count)
                     case Gap(count, reason):
                         self.gap_count += count
                         log.error("the broker dropped %d events for us: %s", count, reason)

@@ -1,59 +1,44 @@
-"""The broker itself: takes batches of encoded messages and fans them out to mailboxes.
+"""The broker itself: takes groups of encoded messages and fans them out to subscriptions.
 
 Invariants:
 
-* A batch is atomic: every message is checked before the first one is delivered.
-* Publishing never waits, so a stalled subscriber delays nobody; what does not fit its mailbox is
-  dropped there by its policy, counted, and told to it as a gap.
-* Each subscriber receives the messages of one publisher in the order they were published.
-* The counts add up at every moment: a message published is accepted or refused; an accepted one is
-  offered once to each of its subscribers, or unrouted; and over all subscriptions, ended ones
-  included, ``offered == delivered + sum(dropped.values()) + pending``.
+* A batch is atomic: its publisher has every check behind it before the first group is delivered.
+* A stalled subscriber delays nobody; what does not fit its mailbox is dropped there by its policy,
+  counted, and told to it as a gap. The one exception is declared: publishers wait for a subscription
+  with the policy ``block``, up to its deadline, once for each time that it stalls.
+* Each subscription receives the messages of one publisher in the order they were published.
+* The counts add up at every moment: an accepted message is offered once to each subscription that
+  matches its topic, or unrouted; and over all subscriptions, ended ones included,
+  ``offered == delivered + filtered + sum(dropped.values()) + pending``.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
+from daemoneye_eventbus.backpressure import Backpressure
+from daemoneye_eventbus.consumer_group import ConsumerGroup, ConsumerGroups
 from daemoneye_eventbus.errors import (
-    BatchTooLargeError,
     BrokerDrainingError,
-    EmptyBatchError,
     InvalidSubscriptionError,
-    MessageTooLargeError,
     SubscriptionLimitError,
+    UnacknowledgedTopicError,
 )
-from daemoneye_eventbus.mailbox import (
-    CloseReason,
-    DropReason,
-    Mailbox,
-    MailboxLimits,
-)
+from daemoneye_eventbus.flow import Flow, FlowSum
+from daemoneye_eventbus.group import Group
+from daemoneye_eventbus.mailbox import CloseReason, DropReason, OverflowPolicy
+from daemoneye_eventbus.quota import Quota
+from daemoneye_eventbus.receipt import Receipt
+from daemoneye_eventbus.retention import RetentionLimits, RetentionRing
 from daemoneye_eventbus.router import Router
+from daemoneye_eventbus.subscription import HistoryTerms, Subscription, SubscriptionTerms
 from daemoneye_eventbus.tally import Tally, TallyTable
-from daemoneye_mesh.errors import DaemoneyeError, ErrorReason
 from daemoneye_mesh.limits import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, MAX_MESSAGE_BYTES
 
-__all__ = [
-    "Broker",
-    "BrokerLimits",
-    "BrokerTotals",
-    "Inspector",
-    "Subscription",
-]
+__all__ = ["Broker", "BrokerLimits", "BrokerTotals", "Opening"]
 
-
-class Inspector(Protocol):
-    """Reads the envelopes of one publisher's messages and knows what it may do."""
-
-    def topics_of(self, payloads: Sequence[bytes]) -> list[str]:
-        """Returns the topic of each message; raises a DaemoneyeError to refuse the batch."""
-
-    def authorize(self, topic: str) -> None:
-        """Raises a DaemoneyeError when the publisher may not use the topic."""
+Routes = dict[str, tuple[tuple[Subscription, int], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +57,20 @@ class BrokerLimits:
     """Most messages a subscriber may ask to be queued for it."""
     max_mailbox_bytes: int = 16 << 20
     """Bytes queued for a subscriber that does not say, and the most it may ask for."""
+    max_remembered_messages: int = 65_536
+    """Messages that a subscription remembers to tell repeats."""
     max_cached_topics: int = 16_384
     max_counted_topics: int = 10_000
     max_counted_publishers: int = 1_024
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Subscription:
-    """One open subscription.
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a subscriber is told first."""
 
-    Args:
-        id: unique in the life of the broker.
-        identity: the verified identity behind it.
-        label: what the subscriber calls itself; for people.
-        patterns: what it receives.
-        mailbox: what waits for it.
-        opened_at_ns: since the Unix epoch.
-    """
-
-    id: str
-    identity: str
-    label: str
-    patterns: tuple[str, ...]
-    mailbox: Mailbox
-    opened_at_ns: int
+    subscription: Subscription
+    is_resumed: bool
+    is_history_complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,159 +79,185 @@ class BrokerTotals:
 
     accepted: int
     accepted_bytes: int
-    refused: Mapping[ErrorReason, int]
     unrouted: int
-    offered: int
-    delivered: int
-    dropped: Mapping[DropReason, int]
-    pending: int
-    pending_bytes: int
+    flow: Flow
     subscriptions: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A batch that has passed every check, taken apart for delivery."""
-
-    topics: list[str]
-    payloads: Sequence[bytes]
-    sizes: list[int]
-    routes: dict[str, tuple[Subscription, ...]]
+    retained: int
+    retained_bytes: int
 
 
 class Broker:
-    """Routes published messages to subscriptions; to be used from one event loop."""
+    """Routes published groups to subscriptions; to be used from one event loop.
+
+    Args:
+        limits: every bound.
+        retention: how much of the past is kept for late joiners.
+        quota: what each identity may hold; None sets no bounds.
+        monotonic: seconds on a clock that is never set.
+        wall_ns: nanoseconds since the Unix epoch, for people.
+    """
 
     def __init__(
         self,
         limits: BrokerLimits | None = None,
-        clock_ns: Callable[[], int] = time.time_ns,
+        retention: RetentionLimits | None = None,
+        quota: Quota | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.limits = limits or BrokerLimits()
-        self._clock_ns = clock_ns
+        self.quota = quota or Quota()
+        self._monotonic = monotonic
+        self._wall_ns = wall_ns
         self._router: Router[Subscription] = Router(self.limits.max_cached_topics)
+        self._ring = RetentionRing(retention or RetentionLimits())
         self._subscriptions: dict[str, Subscription] = {}
+        self._durable: dict[tuple[str, str], Subscription] = {}
+        self._consumer_groups = ConsumerGroups()
+        self._backpressure = Backpressure(monotonic)
         self._serial = count(1)
         self._topics = TallyTable(self.limits.max_counted_topics)
         self._publishers = TallyTable(self.limits.max_counted_publishers)
         self._accepted = Tally()
-        self._refused: Counter[ErrorReason] = Counter()
-        self._ended_offered = 0
-        self._ended_delivered = 0
-        self._ended_dropped: Counter[DropReason] = Counter()
+        self._ended = FlowSum()
         self._is_draining = False
 
-    def subscribe(
-        self,
-        identity: str,
-        patterns: Sequence[str],
-        limits: MailboxLimits | None = None,
-        label: str = "",
-    ) -> Subscription:
-        """Opens a subscription; ``unsubscribe`` ends it.
+    # -- subscribing ------------------------------------------------------------------------------
 
-        Args:
-            identity: the verified identity it belongs to; it may hold several.
-            patterns: what to receive; a message that several of them match comes once.
-            limits: bounds of its mailbox; None takes the defaults.
-            label: what the subscriber calls itself; the id of the subscription when empty.
+    def subscribe(self, identity: str, terms: SubscriptionTerms) -> Opening:
+        """Opens a subscription, or goes on with a durable one of the same identity and label.
 
         Raises:
             BrokerDrainingError: the broker is shutting down.
             SubscriptionLimitError: too many subscriptions are open.
-            InvalidSubscriptionError: a bound or the number of patterns is out of range.
+            QuotaError: the identity holds as much as it may.
+            InvalidSubscriptionError: a bound or the number of patterns is out of range, or the terms
+                do not go with those of the subscription or group that is there.
             InvalidPatternError: a pattern breaks the grammar.
         """
         self.require_open()
-        if len(self._subscriptions) >= self.limits.max_subscriptions:
-            raise SubscriptionLimitError(self.limits.max_subscriptions)
-        granted = limits or MailboxLimits(
-            self.limits.default_mailbox_messages, self.limits.max_mailbox_bytes
-        )
-        self._require_grantable(patterns, granted)
-        name = f"subscription-{next(self._serial)}"
-        subscription = Subscription(
-            name, identity, label or name, tuple(patterns), Mailbox(granted), self._clock_ns()
-        )
-        self._router.subscribe(subscription, patterns)
-        self._subscriptions[name] = subscription
-        return subscription
+        self._require_grantable(terms)
+        known = self._durable.get((identity, terms.label)) if terms.durability else None
+        if known is not None:
+            return self._resume(known, terms)
+        return self._open(identity, terms)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Ends a subscription; what is still queued is dropped and counted. Idempotent."""
+    def update(self, subscription: Subscription, terms: SubscriptionTerms) -> None:
+        """Gives a subscription other patterns and another selection; all of it, or nothing.
+
+        Raises:
+            InvalidSubscriptionError: too many patterns, or none.
+            InvalidPatternError: a pattern breaks the grammar.
+        """
+        self._require_patterns(terms)
+        self._router.subscribe(subscription, terms.patterns)
+        subscription.update(terms)
+
+    def leave(self, subscription: Subscription) -> None:
+        """Its stream ended: a durable subscription waits for its return, another one ends."""
+        if subscription.id not in self._subscriptions:
+            return
+        is_over = self._is_draining or subscription.mailbox.close_reason is not None
+        if subscription.terms.durability is None or is_over:
+            self.end(subscription)
+            return
+        subscription.away_since_s = self._monotonic()
+        subscription.mailbox.detach()
+
+    def end(
+        self, subscription: Subscription, reason: CloseReason = CloseReason.UNSUBSCRIBED
+    ) -> None:
+        """Ends a subscription for good; idempotent.
+
+        What waits is dropped and counted, but for a member of a consumer group that acknowledges: what
+        it leaves goes to the other members.
+        """
         if self._subscriptions.pop(subscription.id, None) is None:
             return
+        terms, mailbox = subscription.terms, subscription.mailbox
         self._router.unsubscribe(subscription)
-        subscription.mailbox.close(CloseReason.UNSUBSCRIBED)
-        last = subscription.mailbox.counters()
-        self._ended_offered += last.offered
-        self._ended_delivered += last.delivered
-        self._ended_dropped.update(last.dropped)
+        self._backpressure.discard(subscription)
+        self._durable.pop((subscription.identity, terms.label), None)
+        self.quota.release(subscription.identity, terms.limits.max_bytes)
+        heirs = self._consumer_groups.leave(subscription)
+        if heirs and terms.acknowledges and not self._is_draining:
+            self._hand_on(heirs, subscription)
+        mailbox.close(reason)
+        self._ended.add(mailbox.counters())
 
-    def publish(self, publisher: str, payloads: Sequence[bytes], inspector: Inspector) -> int:
+    # -- publishing -------------------------------------------------------------------------------
+
+    async def publish(
+        self, publisher: str, groups: Sequence[Group], receipt: Receipt | None = None
+    ) -> int:
         """Offers a batch to everybody who subscribed to its topics; all of it, or nothing.
+
+        Waits only where a subscription with the policy ``block`` has no room.
 
         Args:
             publisher: the verified identity it comes from.
-            payloads: the encoded messages in order.
-            inspector: asked for the topics once the sizes are known to be within bounds, and then
-                once whether the publisher may use each topic of the batch.
+            groups: verified, in order.
+            receipt: settled when whoever acknowledges has acknowledged.
 
         Returns:
-            The number of deliveries offered: messages times their subscribers.
+            The number of deliveries offered: messages times their subscriptions.
 
         Raises:
             BrokerDrainingError: the broker is shutting down.
-            EmptyBatchError: there is no message.
-            BatchTooLargeError: too many messages or bytes.
-            MessageTooLargeError: a message is too large.
             InvalidTopicError: a topic breaks the grammar.
-            DaemoneyeError: whatever the inspector refuses.
+            UnacknowledgedTopicError: there is a receipt, and a topic without a subscription that
+                acknowledges.
         """
-        try:
-            plan = self._plan(payloads, inspector)
-        except DaemoneyeError as refusal:
-            self._refused[refusal.reason] += len(payloads)
-            raise
-        offered = self._count(self._publishers.of(publisher), plan)
-        routes = list(plan.routes.values())
-        if all(targets == routes[0] for targets in routes):
-            size_bytes = sum(plan.sizes)
-            for subscription in routes[0]:
-                self._deliver(subscription, plan.payloads, size_bytes)
-        else:
-            self._deliver_sorted(plan)
-        return offered
+        self.require_open()
+        routes = {group.topic: self._router.route(group.topic) for group in groups}
+        if receipt is not None:
+            _require_acknowledging(routes)
+            groups = [group.with_receipt(receipt) for group in groups]
+        if self._backpressure.concerns(routes.values()):
+            return await self._publish_patiently(publisher, groups)
+        tally, now_s = self._publishers.of(publisher), self._monotonic()
+        return sum(self._deliver(group, routes[group.topic], tally, now_s) for group in groups)
 
     def require_open(self) -> None:
         """Raises BrokerDrainingError once the broker is shutting down."""
         if self._is_draining:
             raise BrokerDrainingError
 
+    def sweep(self) -> None:
+        """Does what is due by time: redeliveries, expiry, the end of durable subscriptions."""
+        now_s = self._monotonic()
+        self._ring.trim(now_s)
+        for subscription in list(self._subscriptions.values()):
+            subscription.mailbox.expire(now_s)
+            durability, away_s = subscription.terms.durability, subscription.away_since_s
+            if durability and away_s is not None and now_s - away_s >= durability.duration_s:
+                self.end(subscription, CloseReason.EXPIRED)
+
     def drain(self) -> None:
         """Takes nothing new and lets every subscriber have what is queued for it, then the end."""
         self._is_draining = True
-        for subscription in self._subscriptions.values():
+        for subscription in list(self._subscriptions.values()):
             self._router.unsubscribe(subscription)
             subscription.mailbox.close(CloseReason.DRAINING, drain=True)
+            if not subscription.is_attached:
+                self.end(subscription, CloseReason.DRAINING)
+
+    # -- counts -----------------------------------------------------------------------------------
 
     def totals(self) -> BrokerTotals:
-        """Returns the counts since the start; costs one step per open subscription."""
-        live = [one.mailbox.counters() for one in self._subscriptions.values()]
-        dropped = Counter(self._ended_dropped)
-        for counters in live:
-            dropped.update(counters.dropped)
+        """Returns the counts since the start; costs one step per subscription."""
+        flow = FlowSum()
+        flow.add(self._ended.total())
+        for subscription in self._subscriptions.values():
+            flow.add(subscription.mailbox.counters())
         return BrokerTotals(
             accepted=self._accepted.messages,
             accepted_bytes=self._accepted.size_bytes,
-            refused=dict(self._refused),
             unrouted=self._accepted.unrouted,
-            offered=self._ended_offered + sum(one.offered for one in live),
-            delivered=self._ended_delivered + sum(one.delivered for one in live),
-            dropped=dict(dropped),
-            pending=sum(one.pending for one in live),
-            pending_bytes=sum(one.pending_bytes for one in live),
-            subscriptions=len(live),
+            flow=flow.total(),
+            subscriptions=len(self._subscriptions),
+            retained=self._ring.message_count,
+            retained_bytes=self._ring.size_bytes,
         )
 
     def topic_tallies(self) -> dict[str, Tally]:
@@ -268,75 +269,144 @@ class Broker:
         return self._publishers.snapshot()
 
     def subscriptions(self) -> list[Subscription]:
-        """Returns the open subscriptions, oldest first."""
+        """Returns the subscriptions, oldest first."""
         return list(self._subscriptions.values())
 
-    def _plan(self, payloads: Sequence[bytes], inspector: Inspector) -> _Plan:
-        self.require_open()
-        sizes = self._measure(payloads)
-        topics = inspector.topics_of(payloads)
-        routes = {topic: self._router.route(topic) for topic in dict.fromkeys(topics)}
-        for topic in routes:
-            inspector.authorize(topic)
-        return _Plan(topics, payloads, sizes, routes)
+    # -- inside -----------------------------------------------------------------------------------
 
-    def _measure(self, payloads: Sequence[bytes]) -> list[int]:
-        limits = self.limits
-        if not payloads:
-            raise EmptyBatchError
-        if len(payloads) > limits.max_batch_messages:
-            raise BatchTooLargeError(len(payloads), limits.max_batch_messages, "messages")
-        sizes = list(map(len, payloads))
-        largest = max(sizes)
-        if largest > limits.max_message_bytes:
-            raise MessageTooLargeError(sizes.index(largest), largest, limits.max_message_bytes)
-        if sum(sizes) > limits.max_batch_bytes:
-            raise BatchTooLargeError(sum(sizes), limits.max_batch_bytes, "bytes")
-        return sizes
+    def _open(self, identity: str, terms: SubscriptionTerms) -> Opening:
+        if len(self._subscriptions) >= self.limits.max_subscriptions:
+            raise SubscriptionLimitError(self.limits.max_subscriptions)
+        name = f"subscription-{next(self._serial)}"
+        subscription = Subscription(
+            name, identity, terms, self._wall_ns(), self.limits.max_remembered_messages
+        )
+        self.quota.grant(identity, terms.limits.max_bytes)
+        try:
+            self._router.subscribe(subscription, terms.patterns)
+            self._consumer_groups.join(subscription)
+        except BaseException:
+            self._router.unsubscribe(subscription)
+            self.quota.release(identity, terms.limits.max_bytes)
+            raise
+        self._subscriptions[name] = subscription
+        if terms.durability:
+            self._durable[identity, terms.label] = subscription
+        if terms.limits.policy is OverflowPolicy.BLOCK:
+            self._backpressure.add(subscription)
+        return Opening(subscription, False, self._offer_history(subscription, terms.history))
 
-    def _count(self, by_publisher: Tally, plan: _Plan) -> int:
-        size_bytes = dict.fromkeys(plan.routes, 0)
-        for topic, size in zip(plan.topics, plan.sizes, strict=True):
-            size_bytes[topic] += size
-        offered = 0
-        for topic, messages in Counter(plan.topics).items():
-            subscribers = len(plan.routes[topic])
-            offered += messages * subscribers
-            for tally in (self._topics.of(topic), by_publisher, self._accepted):
-                tally.add(messages, size_bytes[topic], subscribers)
-        return offered
+    def _resume(self, subscription: Subscription, terms: SubscriptionTerms) -> Opening:
+        if terms.limits != subscription.terms.limits:
+            raise InvalidSubscriptionError(
+                f"the durable subscription {terms.label} goes on with the bounds and the guarantee it"
+                " was opened with; ask for the same, or unsubscribe it first",
+                subscriber_id=terms.label,
+            )
+        self.update(subscription, terms)
+        subscription.mailbox = subscription.mailbox.succeed()
+        subscription.away_since_s = None
+        return Opening(subscription, True, True)
 
-    def _deliver_sorted(self, plan: _Plan) -> None:
-        """Gives each subscription its part of a batch at once, in the order of the batch."""
-        parts: dict[Subscription, list[bytes]] = {}
-        for topic, payload in zip(plan.topics, plan.payloads, strict=True):
-            for subscription in plan.routes[topic]:
-                parts.setdefault(subscription, []).append(payload)
-        for subscription, payloads in parts.items():
-            self._deliver(subscription, payloads, sum(map(len, payloads)))
+    def _offer_history(self, subscription: Subscription, history: HistoryTerms | None) -> bool:
+        if history is None:
+            return True
+        age_s = history.max_age_s or self._ring.limits.max_age_s
+        since_s = self._monotonic() - age_s
+        offers: list[tuple[Group, int]] = []
+        left = history.max_messages or self._ring.message_count
+        for group in self._ring.latest_first(since_s):
+            if left == 0:
+                break
+            floor = subscription.floor_of(group.topic)
+            if floor is None or not subscription.lets_through(group.envelope, floor):
+                continue
+            part = group if group.count <= left else group.split(group.count - left)[1]
+            left -= part.count
+            offers.append((part, floor))
+        for group, floor in reversed(offers):
+            subscription.offer(group, floor)
+        is_satisfied = bool(history.max_messages) and left == 0
+        return is_satisfied or self._ring.reaches_back_to(since_s)
 
     def _deliver(
-        self, subscription: Subscription, payloads: Sequence[bytes], size_bytes: int
-    ) -> None:
-        subscription.mailbox.put_many_nowait(payloads, size_bytes)
+        self,
+        group: Group,
+        route: Iterable[tuple[Subscription, int]],
+        by_publisher: Tally,
+        now_s: float,
+    ) -> int:
+        subscribers = 0
+        shared: dict[str, list[tuple[Subscription, int]]] = {}
+        for subscription, floor in route:
+            if subscription.terms.consumer_group:
+                shared.setdefault(subscription.terms.consumer_group, []).append(
+                    (subscription, floor)
+                )
+                continue
+            subscription.offer(group, floor)
+            subscribers += 1
+            self._retire_if_closed(subscription)
+        for name, candidates in shared.items():
+            self._consumer_groups.offer(name, group, candidates)
+            subscribers += 1
+            for subscription, _ in candidates:
+                self._retire_if_closed(subscription)
+        self._ring.append(group, now_s)
+        for tally in (self._topics.of(group.topic), by_publisher, self._accepted):
+            tally.add(group.count, group.size_bytes, subscribers)
+        return group.count * subscribers
+
+    def _retire_if_closed(self, subscription: Subscription) -> None:
         if subscription.mailbox.close_reason is not None:
             # Its policy disconnected it: no longer routed to, but counted until the stream
-            # that reads the rest of it ends and calls unsubscribe.
+            # that reads the rest of it ends and calls leave.
             self._router.unsubscribe(subscription)
 
-    def _require_grantable(self, patterns: Sequence[str], wanted: MailboxLimits) -> None:
-        limits = self.limits
-        if len(patterns) > limits.max_patterns:
-            raise InvalidSubscriptionError(
-                f"the subscription has {len(patterns)} patterns; use at most {limits.max_patterns}",
-                patterns=len(patterns),
-                maximum=limits.max_patterns,
-            )
+    async def _publish_patiently(self, publisher: str, groups: Sequence[Group]) -> int:
+        """Delivers group by group, so that a batch may be larger than the room there ever is."""
+        offered = 0
+        for group in groups:
+            await self._backpressure.make_room(group, self._router.route)
+            route = self._router.route(group.topic)
+            tally = self._publishers.of(publisher)
+            offered += self._deliver(group, route, tally, self._monotonic())
+        return offered
+
+    def _hand_on(self, heirs: ConsumerGroup, subscription: Subscription) -> None:
+        left = subscription.mailbox.withdraw()
+        for group in heirs.hand_on(left):
+            self._ended.recount(group.count, DropReason.MOVED, DropReason.CLOSED)
+            if group.receipt is not None:
+                group.receipt.fail()
+        for group in left:
+            if group.receipt is not None:
+                group.receipt.settle(group.count)  # whoever has it now expects it again
+
+    def _require_grantable(self, terms: SubscriptionTerms) -> None:
+        limits, wanted = self.limits, terms.limits
+        self._require_patterns(terms)
         _require_within("max_messages", wanted.max_messages, 1, limits.max_mailbox_messages)
         # A mailbox smaller than one message could never deliver that message.
         _require_within(
             "max_bytes", wanted.max_bytes, limits.max_message_bytes, limits.max_mailbox_bytes
         )
+
+    def _require_patterns(self, terms: SubscriptionTerms) -> None:
+        limits = self.limits
+        if len(terms.patterns) > limits.max_patterns:
+            raise InvalidSubscriptionError(
+                f"the subscription has {len(terms.patterns)} patterns; use at most"
+                f" {limits.max_patterns}",
+                patterns=len(terms.patterns),
+                maximum=limits.max_patterns,
+            )
+
+
+def _require_acknowledging(routes: Routes) -> None:
+    for topic, route in routes.items():
+        if not any(subscription.terms.acknowledges for subscription, _ in route):
+            raise UnacknowledgedTopicError(topic)
 
 
 def _require_within(name: str, value: int, minimum: int, maximum: int) -> None:

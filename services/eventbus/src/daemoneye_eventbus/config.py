@@ -30,6 +30,45 @@ class EventBusSettings(ProcessSettings):
         maximum=1 << 30,
     )
 
+    max_streams_per_identity: int = setting(
+        256, help="open streams, for publishing and subscribing, of one identity", minimum=1
+    )
+    max_subscriptions_per_identity: int = setting(
+        256,
+        help="subscriptions of one identity, those that wait for its return included",
+        minimum=1,
+    )
+    max_queue_bytes_per_identity: int = setting(
+        1 << 30,
+        help="bytes of queue granted to the subscriptions of one identity",
+        minimum=MAX_MESSAGE_BYTES,
+    )
+    max_messages_per_s: int = setting(
+        2_000_000,
+        help="messages a second that are accepted from all publishers together",
+        minimum=1,
+    )
+    rate_limits: tuple[str, ...] = setting(
+        (),
+        help="limits such as 'collector/+ events.process 50000/s burst 100000'; see docs/bus.md",
+    )
+    retained_messages: int = setting(
+        65_536, help="messages kept for subscribers that come late; 0 keeps none", minimum=0
+    )
+    retained_bytes: int = setting(
+        16 << 20, help="bytes kept for subscribers that come late; 0 keeps none", minimum=0
+    )
+    retained_age_s: float = setting(
+        60.0, help="seconds for which messages are kept for them; 0 keeps none", minimum=0
+    )
+    max_tracked_steps: int = setting(
+        10_000, help="steps of workflows that are remembered; 0 remembers none", minimum=0
+    )
+    max_workflows: int = setting(1_000, help="workflows that are remembered", minimum=1)
+    workflow_timeout_s: float = setting(
+        300.0, help="seconds without a message after which a workflow has ended", minimum=1
+    )
+
     def __post_init__(self) -> None:
         if self.default_queue_messages > self.max_queue_messages:
             raise InvalidConfigError(

@@ -5,6 +5,7 @@ without parsing the sentence. The topic grammar's own errors are in ``daemoneye_
 """
 
 from daemoneye_mesh.errors import (
+    ConflictError,
     ErrorReason,
     InternalError,
     InvalidRequestError,
@@ -26,6 +27,8 @@ __all__ = [
     "NoSubscriberError",
     "SlowConsumerError",
     "SubscriptionLimitError",
+    "SupersededSubscriptionError",
+    "UnacknowledgedTopicError",
     "UnsupportedSettingError",
 ]
 
@@ -127,6 +130,27 @@ class NoSubscriberError(UnavailableError):
     def __init__(self) -> None:
         super().__init__(
             "nobody is there to acknowledge the batch; keep it and repeat it with backoff"
+        )
+
+
+class UnacknowledgedTopicError(NoSubscriberError):
+    """A topic of the batch has no subscription that acknowledges."""
+
+    def __init__(self, topic: str) -> None:
+        UnavailableError.__init__(
+            self,
+            f"nobody acknowledges {topic} right now; keep the batch and repeat it with backoff",
+            topic=topic,
+        )
+
+
+class SupersededSubscriptionError(ConflictError):
+    """The same durable subscription was opened by a newer stream."""
+
+    def __init__(self, subscriber_id: str) -> None:
+        super().__init__(
+            f"the subscription {subscriber_id} was opened again elsewhere; end one of the two",
+            subscriber_id=subscriber_id,
         )
 
 

@@ -43,6 +43,10 @@ class Envelope:
     message_id: str = ""
     correlation: Correlation | None = None
 
+    def counting(self, count: int) -> "Envelope":
+        """Returns the same envelope around this many messages."""
+        return replace(self, count=count)
+
     def split(self, count: int) -> tuple["Envelope", "Envelope"]:
         """Returns the envelopes of the first ``count`` messages and of the others."""
         sequence = self.first_sequence and self.first_sequence + count

@@ -1,23 +1,47 @@
-"""A bounded queue of encoded messages for one subscriber, which tells what it had to drop.
+"""The queue of one subscription: groups of messages, bounded, which tells what it had to drop.
 
-Every message offered gets a position (0, 1, 2, ...). Between the head, which is the next position
-to hand over, and the tail each position is either a queued frame or part of a gap, so a gap is
-always told at the place where the loss happened and gaps that touch are one. There is at most one
-gap more than there are frames, so the gaps are as bounded as the queue.
+Every message offered and not filtered gets a position (0, 1, 2, ...). What was handed over and not
+acknowledged, then what waits, make one row without a position left out (see ``mailbox_line``): a
+gap is told at the place where the loss happened.
 
-Invariant: ``offered == delivered + sum(dropped.values()) + pending`` after every operation.
-"Delivered" means handed to the consumer. Putting never waits; one consumer takes.
+Invariants, after every operation:
+
+* ``offered == delivered + filtered + sum(dropped.values()) + pending``. Delivered means handed to
+  the consumer or, with acknowledgements, acknowledged.
+* Pending is within the bounds (see ``mailbox_stock``).
+* Putting never waits; one consumer takes.
 """
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+import time
+from collections import deque
+from collections.abc import Callable
 
 from daemoneye_eventbus.errors import InvalidSubscriptionError, MailboxBusyError
+from daemoneye_eventbus.group import Group
+from daemoneye_eventbus.mailbox_delivery import (
+    Batch,
+    Closed,
+    CloseReason,
+    Delivery,
+    DropReason,
+    Gap,
+    MailboxCounters,
+    Notice,
+)
+from daemoneye_eventbus.mailbox_handover import Handover
+from daemoneye_eventbus.mailbox_limits import (
+    Acknowledgement,
+    MailboxLimits,
+    OverflowPolicy,
+    Retention,
+)
+from daemoneye_eventbus.mailbox_room import Room
+from daemoneye_eventbus.mailbox_stock import Stock
+from daemoneye_eventbus.receipt import Receipt
 
 __all__ = [
+    "Acknowledgement",
     "Batch",
     "CloseReason",
     "Closed",
@@ -27,187 +51,164 @@ __all__ = [
     "Mailbox",
     "MailboxCounters",
     "MailboxLimits",
+    "Notice",
     "OverflowPolicy",
+    "Retention",
 ]
 
 
-class OverflowPolicy(StrEnum):
-    """What happens to a message that does not fit."""
-
-    DROP_OLDEST = "drop_oldest"
-    DROP_NEWEST = "drop_newest"
-    DISCONNECT = "disconnect"
-
-
-class DropReason(StrEnum):
-    """Why a message was not delivered."""
-
-    DROPPED_OLDEST = "dropped_oldest"
-    """The queue was full, and the oldest messages made room."""
-    DROPPED_NEWEST = "dropped_newest"
-    """The queue was full, and arriving messages were dropped."""
-    CLOSED = "closed"
-    """The subscription had ended, or ended with the message still queued."""
-
-
-class CloseReason(StrEnum):
-    """Why a mailbox ended."""
-
-    UNSUBSCRIBED = "unsubscribed"
-    SLOW_CONSUMER = "slow_consumer"
-    REFUSED = "refused"
-    DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxLimits:
-    """Bounds of one mailbox; both hold at all times."""
-
-    max_messages: int
-    max_bytes: int
-    policy: OverflowPolicy = OverflowPolicy.DROP_OLDEST
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_messages", self.max_messages), ("max_bytes", self.max_bytes)):
-            if value < 1:
-                raise InvalidSubscriptionError(
-                    f"{name} is {value}; use at least 1", setting=name, value=value, minimum=1
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Consecutive messages in the order they were offered."""
-
-    frames: Sequence[bytes]
-    first_position: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Messages that were dropped, from the first to the last position (both included)."""
-
-    first_position: int
-    last_position: int
-    size_bytes: int
-    reason: DropReason
-
-    @property
-    def count(self) -> int:
-        """Number of messages dropped."""
-        return self.last_position - self.first_position + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """Nothing more will come."""
-
-    reason: CloseReason
-
-
-Delivery = Batch | Gap | Closed
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxCounters:
-    """What became of every message offered so far, and how much is queued now."""
-
-    offered: int
-    delivered: int
-    dropped: Mapping[DropReason, int]
-    pending: int
-    pending_bytes: int
-
-
-_FULL_REASONS = {
-    OverflowPolicy.DROP_OLDEST: DropReason.DROPPED_OLDEST,
-    OverflowPolicy.DROP_NEWEST: DropReason.DROPPED_NEWEST,
-    OverflowPolicy.DISCONNECT: DropReason.DROPPED_NEWEST,
-}
-
-
 class Mailbox:
-    """The queue of one subscriber; see the module docstring."""
+    """The queue of one subscription; see the module docstring.
+
+    Args:
+        limits: bounds and policies.
+        retention: bounds while the subscriber is away; None keeps those of ``limits``.
+        monotonic: clock for everything that times out.
+    """
 
     __slots__ = (
         "_close_reason",
-        "_delivered",
-        "_dropped",
-        "_frames",
-        "_full_reason",
-        "_gaps",
-        "_head",
+        "_handover",
+        "_is_attached",
+        "_is_held_up",
+        "_is_paused",
         "_is_taking",
-        "_offered",
-        "_pending_bytes",
+        "_notices",
         "_ready",
-        "_tail",
+        "_room",
+        "_stock",
         "limits",
+        "retention",
     )
 
-    def __init__(self, limits: MailboxLimits) -> None:
+    def __init__(
+        self,
+        limits: MailboxLimits,
+        retention: Retention | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limits = limits
-        # One reason a mailbox, so that gaps which come to touch can always be told as one.
-        self._full_reason = _FULL_REASONS[limits.policy]
-        self._frames: deque[bytes] = deque()
-        self._gaps: deque[Gap] = deque()
-        self._pending_bytes = 0
-        self._head = 0
-        self._tail = 0
-        self._offered = 0
-        self._delivered = 0
-        self._dropped: Counter[DropReason] = Counter()
+        self.retention = retention
+        self._stock = Stock(limits, monotonic)
+        self._handover = Handover(self._stock)
+        self._room = Room() if limits.policy is OverflowPolicy.BLOCK else None
+        self._is_attached = True
+        self._is_paused = False
         self._close_reason: CloseReason | None = None
+        self._notices: deque[Notice] = deque()
         self._ready = asyncio.Event()
         self._is_taking = False
+        self._is_held_up = False  # the consumer waits although there is something: no use to wake
 
     @property
     def close_reason(self) -> CloseReason | None:
         """Why the mailbox ended, or None while it is open."""
         return self._close_reason
 
-    def counters(self) -> MailboxCounters:
-        """Returns a snapshot of the counters."""
-        return MailboxCounters(
-            offered=self._offered,
-            delivered=self._delivered,
-            dropped=dict(self._dropped),
-            pending=len(self._frames),
-            pending_bytes=self._pending_bytes,
+    @property
+    def is_paused(self) -> bool:
+        """Whether the subscriber stopped delivery."""
+        return self._is_paused
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the subscriber is there."""
+        return self._is_attached
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether publishers are to wait for room: the policy says so, and it is not stalled."""
+        return (
+            self._room is not None
+            and not self._room.is_stalled
+            and self._is_attached
+            and self._close_reason is None
         )
 
-    def put_nowait(self, frame: bytes) -> None:
-        """Offers one message."""
-        self.put_many_nowait((frame,), len(frame))
+    @property
+    def next_position(self) -> int:
+        """Position of the next delivery; for who counts from 1, of the one before it."""
+        return self._stock.waiting.head
 
-    def put_many_nowait(self, frames: Sequence[bytes], size_bytes: int) -> None:
-        """Offers messages in order.
+    @property
+    def pending_count(self) -> int:
+        """Messages held, those not acknowledged included."""
+        return self._stock.waiting.message_count + self._stock.unacknowledged.message_count
 
-        Args:
-            frames: the encoded messages.
-            size_bytes: their lengths added up; the caller knows it and fans out to many mailboxes.
+    def counters(self) -> MailboxCounters:
+        """Returns a snapshot of the counters."""
+        return self._stock.counters()
+
+    def put(self, group: Group) -> int:
+        """Offers the messages of a group in order and returns the position of the first.
+
+        A closed mailbox counts them and gives them no positions.
         """
-        count = len(frames)
-        self._offered += count
+        stock = self._stock
+        position = stock.waiting.end
         if self._close_reason is not None:
-            self._dropped[DropReason.CLOSED] += count
-            return
-        limits = self.limits
-        if (
-            len(self._frames) + count > limits.max_messages
-            or self._pending_bytes + size_bytes > limits.max_bytes
-        ):
-            self._put_crowded(frames, size_bytes)
-        else:
-            self._append(frames, size_bytes)
+            stock.refuse(group)
+            return position
+        if not stock.put(group) and self.limits.policy is OverflowPolicy.DISCONNECT:
+            self._disconnect()
+        if not self._is_held_up:
+            self._ready.set()
+        return position
+
+    def filter_out(self, count: int) -> None:
+        """Counts messages that were offered and held back; they take no position."""
+        self._stock.offered += count
+        self._stock.filtered += count
+
+    def replace(self, position: int, group: Group) -> bool:
+        """Puts a repeat, a group of one message, in the place of the message at a position.
+
+        The repeat counts as offered and filtered in any case.
+
+        Returns:
+            False, with nothing changed, when the message at the position was handed over or
+            dropped, or the bounds do not allow it.
+        """
+        self.filter_out(1)
+        if self._close_reason is not None or position < self._handover.handed_end:
+            return False
+        return self._stock.replace(position, group)
+
+    def follow(self, position: int, receipt: Receipt) -> None:
+        """Lets a receipt wait for the message at a position, with the rest of its group, too.
+
+        For who publishes a message again without having heard what became of it. When it is done
+        already there is nothing to wait for. The group must be in no other mailbox.
+        """
+        self._stock.follow(position, receipt)
+
+    def post(self, notice: Notice) -> None:
+        """Lets the consumer have a notice next; whoever posts bounds their number."""
+        self._notices.append(notice)
         self._ready.set()
+
+    def has_room(self, count: int, size_bytes: int) -> bool:
+        """Returns whether so many messages of that size fit."""
+        return self._stock.has_room(count, size_bytes)
+
+    async def wait_for_room(self, count: int, size_bytes: int, timeout_s: float) -> bool:
+        """Waits until so much fits and returns whether it does; for the policy ``block``.
+
+        For what is larger than the mailbox it waits until that is empty, and returns False then.
+        When the wait was in vain the mailbox is stalled: ``is_blocking`` is False, and nobody waits
+        for it, until half of it is free.
+        """
+        least = min(count, self.limits.max_messages), min(size_bytes, self.limits.max_bytes)
+        if self._room is not None:
+            await self._room.wait(lambda: not self.is_blocking or self.has_room(*least), timeout_s)
+        return self._close_reason is None and self.has_room(count, size_bytes)
 
     async def take(self, max_messages: int, max_bytes: int) -> Delivery:
         """Waits for something to deliver and returns all of it that fits.
 
         A batch has at most ``max_messages`` messages and ``max_bytes`` bytes, but always at least
-        one message, and it never reaches across a gap. Cancelling the wait loses nothing.
+        one message, and it never reaches across a gap. Messages need credit and a place among the
+        unacknowledged, gaps do not. Cancelling the wait loses nothing.
 
         Raises:
             MailboxBusyError: another task is waiting here already.
@@ -217,132 +218,161 @@ class Mailbox:
         self._is_taking = True
         try:
             while (delivery := self._next(max_messages, max_bytes)) is None:
+                self._is_held_up = bool(self._stock.waiting)
                 self._ready.clear()
                 await self._ready.wait()
         finally:
-            self._is_taking = False
+            self._is_taking = self._is_held_up = False
         return delivery
+
+    def pause(self) -> None:
+        """Stops delivery; messages keep queueing."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Starts delivery again."""
+        self._is_paused = False
+        self._ready.set()
+
+    def grant(self, count: int) -> None:
+        """Lets so many messages more be handed over.
+
+        Raises:
+            InvalidSubscriptionError: the subscription was opened without credit, or the count is
+                below 1.
+        """
+        if self._handover.credit is None:
+            raise InvalidSubscriptionError(
+                "the subscription was opened without initial_credit; open it with one to use credit"
+            )
+        if count < 1:
+            raise InvalidSubscriptionError(
+                f"the credit is {count} messages; grant at least 1", count=count, minimum=1
+            )
+        self._handover.credit += count
+        self._ready.set()
+
+    def acknowledge(self, position: int) -> int:
+        """Notes that everything up to a position is done; returns how many messages that adds.
+
+        What was handed over and waits to be handed over again is done then, too.
+
+        Raises:
+            InvalidSubscriptionError: the position was not handed over yet, or the subscription
+                does not acknowledge.
+        """
+        done = self._handover.acknowledge(position)
+        self._wake()
+        return done
+
+    def expire(self, now_s: float) -> None:
+        """Puts back what was not acknowledged in time, and drops what waited too long.
+
+        When the oldest batch is overdue, everything handed over goes back to the front, to be
+        delivered again in order at the same positions, gaps in between included.
+
+        Args:
+            now_s: on the mailbox's clock.
+        """
+        if self._handover.is_overdue(now_s):
+            self._handover.rewind()
+        self._stock.drop_expired(now_s)
+        self._wake()
+
+    def flush(self) -> int:
+        """Drops everything that waits to be handed over; returns how many messages."""
+        count = self._stock.flush()
+        self._wake()
+        return count
+
+    def detach(self) -> None:
+        """Notes that the subscriber is away: what it did not acknowledge waits again.
+
+        From now on the bounds of the retention hold as well, and the oldest messages make room.
+        """
+        self._is_attached = False
+        self._handover.rewind()
+        self._stock.use_retention(self.retention)
+        self._wake()
+
+    def attach(self) -> None:
+        """Notes that the subscriber is back, with its first credit and not paused."""
+        self._is_attached = True
+        self._is_paused = False
+        self._handover.credit = self.limits.initial_credit
+        self._stock.use_own_bounds()
+        self._wake()
+
+    def succeed(self) -> "Mailbox":
+        """Returns a mailbox that goes on with all this one holds, attached; ends this one.
+
+        For a subscriber that comes back while its former stream may still take from here.
+        """
+        heir = Mailbox(self.limits, self.retention, self._stock.monotonic)
+        self._handover.rewind()
+        heir._stock, self._stock = self._stock, heir._stock
+        heir._handover, self._handover = self._handover, heir._handover
+        heir.attach()
+        self.close(CloseReason.SUPERSEDED)
+        return heir
 
     def close(self, reason: CloseReason, *, drain: bool = False) -> None:
         """Ends the mailbox and wakes its consumer; the first reason given stands.
 
         Args:
             reason: told to the consumer after the last delivery.
-            drain: leave what is queued to be taken; otherwise it is dropped and counted.
+            drain: leave what waits to be taken, and what was handed over to be acknowledged until
+                the end is taken; otherwise it is dropped and counted.
         """
         if self._close_reason is None:
             self._close_reason = reason
         if not drain:
-            self._dropped[DropReason.CLOSED] += len(self._frames)
-            self._frames.clear()
-            self._gaps.clear()
-            self._pending_bytes = 0
-            self._head = self._tail
-        self._ready.set()
+            self._discard()
+        self._wake()
 
-    def _append(self, frames: Sequence[bytes], size_bytes: int) -> None:
-        self._frames.extend(frames)
-        self._pending_bytes += size_bytes
-        self._tail += len(frames)
+    def withdraw(self) -> list[Group]:
+        """Ends the mailbox and returns what is pending, in order, for another one.
 
-    def _put_crowded(self, frames: Sequence[bytes], size_bytes: int) -> None:
-        limits = self.limits
-        is_stalled = len(self._frames) >= limits.max_messages
-        if limits.policy is OverflowPolicy.DROP_NEWEST and is_stalled:
-            self._drop_newest(len(frames), size_bytes)
-            return
-        is_storable = len(frames) <= limits.max_messages and size_bytes <= limits.max_bytes
-        if limits.policy is OverflowPolicy.DROP_OLDEST and is_storable:
-            self._make_room(len(frames), size_bytes)
-            self._append(frames, size_bytes)
-            return
-        for frame in frames:
-            self._put_one_crowded(frame)
-
-    def _put_one_crowded(self, frame: bytes) -> None:
-        limits, size_bytes = self.limits, len(frame)
-        if self._close_reason is not None:
-            self._dropped[DropReason.CLOSED] += 1
-            return
-        if limits.policy is OverflowPolicy.DROP_OLDEST and size_bytes <= limits.max_bytes:
-            self._make_room(1, size_bytes)
-        if self._has_room(1, size_bytes):
-            self._append((frame,), size_bytes)
-            return
-        self._drop_newest(1, size_bytes)
-        if limits.policy is OverflowPolicy.DISCONNECT:
-            self.close(CloseReason.SLOW_CONSUMER, drain=True)
-
-    def _has_room(self, count: int, size_bytes: int) -> bool:
-        return (
-            len(self._frames) + count <= self.limits.max_messages
-            and self._pending_bytes + size_bytes <= self.limits.max_bytes
-        )
-
-    def _drop_newest(self, count: int, size_bytes: int) -> None:
-        self._dropped[self._full_reason] += count
-        first, last = self._tail, self._tail + count - 1
-        if self._gaps and self._gaps[-1].last_position == self._tail - 1:
-            last_gap = self._gaps.pop()
-            first, size_bytes = last_gap.first_position, last_gap.size_bytes + size_bytes
-        self._gaps.append(Gap(first, last, size_bytes, self._full_reason))
-        self._tail += count
-
-    def _make_room(self, count: int, size_bytes: int) -> None:
-        frames, limits = self._frames, self.limits
-        lost = lost_bytes = 0
-        while frames and (
-            len(frames) + count > limits.max_messages
-            or self._pending_bytes - lost_bytes + size_bytes > limits.max_bytes
-        ):
-            lost_bytes += len(frames.popleft())
-            lost += 1
-        if lost:
-            self._pending_bytes -= lost_bytes
-            self._dropped[self._full_reason] += lost
-            self._widen_head_gap(lost, lost_bytes)
-
-    def _widen_head_gap(self, lost: int, lost_bytes: int) -> None:
-        """Makes one gap of the frames just lost and of every gap they reached or lay between."""
-        gaps, end = self._gaps, self._head
-        while True:
-            while gaps and gaps[0].first_position == end:
-                absorbed = gaps.popleft()
-                end = absorbed.last_position + 1
-                lost_bytes += absorbed.size_bytes
-            if not lost:
-                break
-            step = min(lost, gaps[0].first_position - end) if gaps else lost
-            end += step
-            lost -= step
-        gaps.appendleft(Gap(self._head, end - 1, lost_bytes, self._full_reason))
+        It counts as moved. A receipt goes on expecting it, and the mailbox it is put in expects it
+        again: if this mailbox acknowledges, settle ``group.receipt`` for ``group.count`` once the
+        group was put there. Groups whose messages may wait only so long come with the time that is
+        left.
+        """
+        self._handover.rewind()
+        groups = self._stock.withdraw()
+        self.close(CloseReason.UNSUBSCRIBED)
+        return groups
 
     def _next(self, max_messages: int, max_bytes: int) -> Delivery | None:
-        if self._gaps and self._gaps[0].first_position == self._head:
-            gap = self._gaps.popleft()
-            self._head = gap.last_position + 1
-            return gap
-        if self._frames:
-            return self._next_batch(max_messages, max_bytes)
-        return None if self._close_reason is None else Closed(self._close_reason)
+        if self._notices:
+            return self._notices.popleft()
+        delivery = None
+        is_waiting = len(self._stock.waiting) > 0
+        if is_waiting and self._is_attached and not self._is_paused:
+            delivery = self._handover.next(max_messages, max_bytes)
+        if delivery is not None:
+            self._notice_room()
+            return delivery
+        reason = self._close_reason
+        # Whoever asked to be disconnected when slow is not waited for.
+        if reason is None or (is_waiting and reason is not CloseReason.SLOW_CONSUMER):
+            return None
+        self._discard()
+        return Closed(reason)
 
-    def _next_batch(self, max_messages: int, max_bytes: int) -> Batch:
-        queued, first = self._frames, self._head
-        reach = self._gaps[0].first_position - first if self._gaps else len(queued)
-        if reach == len(queued) <= max_messages and self._pending_bytes <= max_bytes:
-            frames, size_bytes = list(queued), self._pending_bytes
-            queued.clear()
-        else:
-            frames, size_bytes = self._pop(min(reach, max_messages), max_bytes)
-        self._pending_bytes -= size_bytes
-        self._head += len(frames)
-        self._delivered += len(frames)
-        return Batch(frames, first, size_bytes)
+    def _disconnect(self) -> None:
+        if self._is_attached:
+            self.close(CloseReason.SLOW_CONSUMER, drain=True)
 
-    def _pop(self, max_messages: int, max_bytes: int) -> tuple[list[bytes], int]:
-        frames = [self._frames.popleft()]
-        size_bytes = len(frames[0])
-        while len(frames) < max_messages and size_bytes + len(self._frames[0]) <= max_bytes:
-            size_bytes += len(self._frames[0])
-            frames.append(self._frames.popleft())
-        return frames, size_bytes
+    def _discard(self) -> None:
+        self._stock.discard(self._stock.unacknowledged)
+        self._stock.discard(self._stock.waiting)
+
+    def _wake(self) -> None:
+        """Lets everybody who waits look again."""
+        self._ready.set()
+        self._notice_room()
+
+    def _notice_room(self) -> None:
+        if self._room is not None:
+            self._room.notice(is_half_free=self._stock.is_half_free)

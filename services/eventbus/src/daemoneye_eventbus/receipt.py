@@ -22,9 +22,9 @@ class Receipt:
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
-    def is_expected(self) -> bool:
-        """Whether anybody is to acknowledge."""
-        return self._open_count > 0
+    def is_settled(self) -> bool:
+        """Whether ``wait`` would return, or raise, at once."""
+        return self._done.done() or not self._open_count
 
     def expect(self, count: int) -> None:
         """Notes that this many messages went to a subscription that acknowledges."""
@@ -43,11 +43,43 @@ class Receipt:
             self._done.exception()  # a publisher that left need not hear of it
 
     async def wait(self) -> None:
-        """Returns when everything is settled.
+        """Returns when everything is settled; at once when nobody is to acknowledge.
 
         Raises:
-            NoSubscriberError: nobody was to acknowledge, or a subscription ended before it had.
+            NoSubscriberError: a subscription ended before it had acknowledged.
         """
-        if not self.is_expected and not self._done.done():
-            raise NoSubscriberError
-        await asyncio.shield(self._done)
+        if self._open_count or self._done.done():
+            await asyncio.shield(self._done)
+
+    def includes(self, receipt: "Receipt") -> bool:
+        """Whether what is noted here is noted there too."""
+        return receipt is self
+
+    def beside(self, other: "Receipt | None") -> "Receipt":
+        """Returns a receipt that notes everything in both."""
+        return self if other is None else _Pair(self, other)
+
+
+class _Pair(Receipt):
+    """Two who wait for the same messages."""
+
+    __slots__ = ("_both",)
+
+    def __init__(self, first: Receipt, second: Receipt) -> None:
+        super().__init__()
+        self._both = (first, second)
+
+    def expect(self, count: int) -> None:
+        for receipt in self._both:
+            receipt.expect(count)
+
+    def settle(self, count: int) -> None:
+        for receipt in self._both:
+            receipt.settle(count)
+
+    def fail(self) -> None:
+        for receipt in self._both:
+            receipt.fail()
+
+    def includes(self, receipt: Receipt) -> bool:
+        return any(one.includes(receipt) for one in self._both)

@@ -18,20 +18,15 @@ from google.protobuf.message import DecodeError, Message
 
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
 from daemoneye.eventbus.v1 import frame_pb2
-from daemoneye_eventbus.broker import Broker, Subscription
-from daemoneye_eventbus.errors import InvalidSubscriptionError, UnsupportedSettingError
-from daemoneye_eventbus.mailbox import Closed, CloseReason
-from daemoneye_eventbus.service_envelope import EnvelopeInspector
+from daemoneye_eventbus.broker import Broker
+from daemoneye_eventbus.errors import InvalidSubscriptionError
+from daemoneye_eventbus.service_intake import Intake, IntakeRules
 from daemoneye_eventbus.service_publishing import PublishingStream
 from daemoneye_eventbus.service_stats import encode_stats, encode_subscriptions, to_timestamp
-from daemoneye_eventbus.service_subscription import (
-    encode_delivery,
-    encode_opened,
-    open_subscription,
-    raise_end,
-)
+from daemoneye_eventbus.service_subscription import SubscriptionStream
+from daemoneye_eventbus.service_terms import TermsReader
 from daemoneye_eventbus.service_version import negotiate_version
-from daemoneye_mesh.access import AccessTable
+from daemoneye_eventbus.subscription import Subscription
 from daemoneye_mesh.authentication import caller
 from daemoneye_mesh.errors import DeadlineError, InvalidRequestError
 
@@ -42,10 +37,6 @@ SERVICE_NAME = "daemoneye.eventbus.v1.EventBusService"
 OPEN_TIMEOUT_S = 10.0
 """How long a subscription stream may stand without saying what it subscribes to."""
 
-DELIVERY_MESSAGES = 2_000
-DELIVERY_BYTES = 256 << 10
-"""Bounds of one response; small enough that a stream never waits long for one to be written."""
-
 log = logging.getLogger("daemoneye.eventbus")
 
 
@@ -54,12 +45,12 @@ class EventBusService:
 
     Args:
         broker: does the work.
-        access: says who may use which topics.
+        rules: what publishers are held to, and the access table for subscribers.
     """
 
-    def __init__(self, broker: Broker, access: AccessTable) -> None:
+    def __init__(self, broker: Broker, rules: IntakeRules) -> None:
         self._broker = broker
-        self._access = access
+        self._rules = rules
         self._epoch = uuid.uuid4().hex
         self._started_at = to_timestamp(time.time_ns())
         self._publishing: set[PublishingStream] = set()
@@ -72,61 +63,55 @@ class EventBusService:
 
     async def Publish(self, encoded: bytes, context: Any) -> pb.PublishResponse:
         """Publishes one batch."""
+        intake = Intake(self._broker, caller(), self._rules)
         try:
-            payloads = list(frame_pb2.PublishFrames.FromString(encoded).messages)
+            batch = frame_pb2.PublishFrames.FromString(encoded)
         except DecodeError:
-            raise InvalidRequestError(
+            error = InvalidRequestError(
                 "the request does not decode; send an encoded PublishRequest"
-            ) from None
-        publisher = caller()
-        inspector = EnvelopeInspector(publisher, self._access)
-        routed = self._broker.publish(publisher.identity.name, payloads, inspector)
-        return pb.PublishResponse(accepted_count=len(payloads), routed_count=routed)
+            )
+            intake.refuse(error)
+            raise error from None
+        accepted = await intake.accept(list(batch.messages), list(batch.groups), batch.assurance)
+        if accepted.receipt is not None:
+            await accepted.receipt.wait()
+        return pb.PublishResponse(accepted_count=accepted.count, routed_count=accepted.routed_count)
 
     async def PublishStream(
         self, requests: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[pb.PublishStreamResponse]:
         """Publishes batches and answers each."""
         publisher = caller()
-        name, inspector = publisher.identity.name, EnvelopeInspector(publisher, self._access)
-
-        def publish(payloads: list[bytes]) -> int:
-            return self._broker.publish(name, payloads, inspector)
-
         self._broker.require_open()
-        stream = PublishingStream(requests, publish)
-        self._publishing.add(stream)
-        try:
-            async with aclosing(stream.answers()) as answers:
-                async for answer in answers:
-                    yield answer
-        finally:
-            self._publishing.discard(stream)
+        with self._broker.quota.stream(publisher.identity.name):
+            stream = PublishingStream(requests, Intake(self._broker, publisher, self._rules))
+            self._publishing.add(stream)
+            try:
+                async with aclosing(stream.answers()) as answers:
+                    async for answer in answers:
+                        yield answer
+            finally:
+                self._publishing.discard(stream)
 
     async def Subscribe(
         self, requests: AsyncIterator[pb.SubscribeRequest], context: Any
     ) -> AsyncIterator[Message]:
         """Opens one subscription and delivers until its stream ends."""
-        asked = await _first_request(requests)
-        subscription = open_subscription(self._broker, asked, caller(), self._access)
-        log.info("opened %s", subscription.id, extra=_describe(subscription))
-        watcher = asyncio.ensure_future(_watch_requests(requests))
-        watcher.add_done_callback(lambda done: _close_when_failed(done, subscription))
-        mailbox = subscription.mailbox
-        try:
-            yield encode_opened(subscription, self._epoch)
-            while True:
-                delivery = await mailbox.take(DELIVERY_MESSAGES, DELIVERY_BYTES)
-                if isinstance(delivery, Closed):
-                    break
-                yield encode_delivery(delivery)
-            if delivery.reason is CloseReason.REFUSED:
-                watcher.result()
-            raise_end(mailbox, delivery)
-        finally:
-            watcher.cancel()
-            self._broker.unsubscribe(subscription)
-            log.info("ended %s", subscription.id, extra=_describe(subscription))
+        subscriber = caller()
+        name = subscriber.identity.name
+        with self._broker.quota.stream(name):
+            asked = await _first_request(requests)
+            terms = TermsReader(subscriber, self._rules.access, self._broker.limits)
+            opening = self._broker.subscribe(name, terms.read(asked))
+            subscription = opening.subscription
+            log.info("opened %s", subscription.id, extra=_describe(subscription))
+            stream = SubscriptionStream(self._broker, opening, asked.grouped, terms)
+            try:
+                async with aclosing(stream.responses(requests, self._epoch)) as responses:
+                    async for response in responses:
+                        yield response
+            finally:
+                log.info("ended a stream of %s", subscription.id, extra=_describe(subscription))
 
     async def NegotiateVersion(
         self, request: pb.NegotiateVersionRequest, context: Any
@@ -144,7 +129,7 @@ class EventBusService:
         self, request: pb.GetBusStatsRequest, context: Any
     ) -> pb.GetBusStatsResponse:
         """Reads the counters."""
-        return encode_stats(self._broker, self._epoch, self._started_at)
+        return encode_stats(self._broker, self._rules.refusals, self._epoch, self._started_at)
 
     async def ListSubscriptions(
         self, request: pb.ListSubscriptionsRequest, context: Any
@@ -189,32 +174,14 @@ async def _first_request(requests: AsyncIterator[pb.SubscribeRequest]) -> pb.Ope
     return first.open
 
 
-async def _watch_requests(requests: AsyncIterator[pb.SubscribeRequest]) -> None:
-    """Refuses what follows ``open``; the end of the requests does not end the subscription."""
-    async for request in requests:
-        match request.WhichOneof("action"):
-            case "open":
-                raise InvalidSubscriptionError(
-                    "the subscription is open already; use another stream for another one"
-                )
-            case None:
-                raise InvalidSubscriptionError("the request has no action; set one")
-            case action:
-                raise UnsupportedSettingError(action, "leave it out")
-
-
-def _close_when_failed(watcher: "asyncio.Task[None]", subscription: Subscription) -> None:
-    if not watcher.cancelled() and watcher.exception() is not None:
-        subscription.mailbox.close(CloseReason.REFUSED)
-
-
 def _describe(subscription: Subscription) -> dict[str, object]:
     counters = subscription.mailbox.counters()
     return {
         "identity": subscription.identity,
         "subscriber_id": subscription.label,
-        "patterns": list(subscription.patterns),
+        "patterns": [pattern for pattern, _floor in subscription.terms.patterns],
         "offered": counters.offered,
         "delivered": counters.delivered,
+        "filtered": counters.filtered,
         "dropped": dict(counters.dropped),
     }

@@ -347,7 +347,9 @@ class OpenSubscription(_message.Message):
 
     @_builtins.property
     def history(self) -> Global___History:
-        """Present: begin with what is retained. Not for a durable subscription that goes on."""
+        """Present: begin with what is retained. A durable subscription that goes on has missed nothing and
+        gets none of it again.
+        """
 
     def __init__(
         self,

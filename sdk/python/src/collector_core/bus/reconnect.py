@@ -15,10 +15,10 @@ import grpc
 import grpc.aio
 import tenacity
 
-from daemoneye_mesh.errors import ConflictError, DaemoneyeError
+from daemoneye_mesh.errors import ConflictError, DaemoneyeError, InternalError
 from daemoneye_mesh.rpc_status import from_rpc_error
 
-__all__ = ["MAX_DELAY_S", "SessionBackoff", "keep_trying"]
+__all__ = ["MAX_DELAY_S", "SessionBackoff", "explain", "keep_trying", "to_known"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,13 @@ MAX_PAUSE_S = 30.0
 log = logging.getLogger("daemoneye.reconnect")
 
 _wait = tenacity.wait_random_exponential(multiplier=FIRST_DELAY_S, max=MAX_DELAY_S)
+
+
+def _wait_as_told(state: tenacity.RetryCallState) -> float:
+    """The pause of full jitter, or what the peer asked for where that is longer (MUST-ERR-04)."""
+    outcome = state.outcome.exception() if state.outcome else None
+    told_s = (to_known(outcome).retry_after_s or 0.0) if outcome is not None else 0.0
+    return told_s + float(_wait(state))
 
 
 async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -57,7 +64,7 @@ async def keep_trying(what: str, attempt: Callable[[], Awaitable[T]]) -> T:
         return await attempt()
 
     retrying = tenacity.AsyncRetrying(
-        wait=_wait,
+        wait=_wait_as_told,
         retry=tenacity.retry_if_exception(is_worth_retrying),
         before_sleep=report,
         sleep=asyncio.sleep,
@@ -87,9 +94,14 @@ class SessionBackoff:
         """Notes that a session was opened."""
         self._begun_s = self._monotonic()
 
-    async def pause(self) -> None:
-        """Waits before the next session, with full jitter."""
-        await asyncio.sleep(random.uniform(FIRST_DELAY_S / 2, self.next_limit_s()))  # noqa: S311
+    async def pause(self, at_least_s: float = 0.0) -> None:
+        """Waits before the next session, with full jitter.
+
+        Args:
+            at_least_s: how long the peer asked to be left alone; the jitter comes after it.
+        """
+        jitter_s = random.uniform(FIRST_DELAY_S / 2, self.next_limit_s())  # noqa: S311
+        await asyncio.sleep(at_least_s + jitter_s)
 
     def next_limit_s(self) -> float:
         """The longest that the next pause may be, in seconds."""
@@ -104,6 +116,13 @@ def is_worth_retrying(error: BaseException) -> bool:
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code() is not grpc.StatusCode.ABORTED
     return isinstance(error, DaemoneyeError) and not isinstance(error, ConflictError)
+
+
+def to_known(error: BaseException) -> DaemoneyeError:
+    """Returns the error of ours that a failed attempt stands for."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return from_rpc_error(error)
+    return error if isinstance(error, DaemoneyeError) else InternalError(type(error).__name__)
 
 
 def explain(error: BaseException) -> str:
