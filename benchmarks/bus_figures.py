@@ -49,8 +49,9 @@ class BusFigures:
             *_costs("one-to-ten", self.one_to_ten),
             _metric("server CPU at 1,000/s", "% of a core", self.slow, _server_percent),
             _metric("server CPU at 10,000/s", "% of a core", self.fast, _server_percent),
-            _metric("server memory, peak up to 10,000/s", "MB", self.fast, _peak_mb),
+            _metric("server memory, peak at 10,000/s", "MB", self.fast, _peak_mb),
             _metric("server memory, peak one-to-one", "MB", self.one_to_one, _peak_mb),
+            _metric("server memory, peak one-to-ten", "MB", self.one_to_ten, _peak_mb),
         ]
 
     def bars(self) -> list[Bar]:

@@ -13,7 +13,7 @@ from benchmarks.bus_plan import (
     SubscribeReport,
 )
 from benchmarks.bus_stamp import Progress
-from benchmarks.mesh import Mesh, Process, cpu_s, peak_rss_bytes
+from benchmarks.mesh import Mesh, Process, cpu_s, forget_peak_rss, peak_rss_bytes
 from benchmarks.report import BrokenEquationError, NothingDeliveredError
 from benchmarks.worker import expect_answer, expect_open
 
@@ -105,6 +105,7 @@ async def run_phase(mesh: Mesh, system: System, load: Load) -> Phase:
         await _start_subscriber(mesh, system, plan)
         for plan in _subscribe_plans(link, load, progress, system.reader_token_file)
     ]
+    forget_peak_rss(system.server.pid)
     begun_cpu_s = cpu_s(system.server.pid)
     publishing = await mesh.start(
         "benchmarks.bus_publisher",
@@ -146,17 +147,19 @@ def check(phase: Phase, announces: bool) -> None:
     """
     if phase.delivered <= 0 or phase.delivered_per_s <= 0:
         raise NothingDeliveredError(f"nothing was delivered of {phase.offered} offered")
-    missing, announced, duplicates = (
+    missing, announced, duplicates, damaged = (
         sum(getattr(one, name) for one in phase.received)
-        for name in ("missing", "announced", "duplicates")
+        for name in ("missing", "announced", "duplicates", "damaged")
     )
     if phase.delivered + missing != phase.offered or (announces and announced != missing):
         raise BrokenEquationError(
             f"offered {phase.offered} is not delivered {phase.delivered} + missing {missing},"
             f" of which {announced} were announced"
         )
-    if duplicates:
-        raise BrokenEquationError(f"{duplicates} events came twice or late")
+    if duplicates or damaged:
+        raise BrokenEquationError(
+            f"{duplicates} events came twice or late, {damaged} were not what was published"
+        )
 
 
 def _subscribe_plans(

@@ -134,6 +134,8 @@ class SubscribeReport(JsonLine):
     announced: int
     """Events that the system says were dropped."""
     duplicates: int
+    damaged: int
+    """Events, of those looked at closely, that are not what was published."""
     reconnects: int
     """Times that a connection was lost: the way some servers drop events."""
     delivered_per_s: float
@@ -154,6 +156,7 @@ def sum_up(tallies: list[Tally], offer: Offer, skip_count: int) -> dict[str, Any
         "missing": sum(offer.offered - one.delivered for one in tallies),
         "announced": sum(one.announced for one in tallies),
         "duplicates": sum(one.duplicates for one in tallies),
+        "damaged": sum(one.damaged for one in tallies),
         "delivered_per_s": sum(rate_between(one.samples, offer) for one in tallies),
         **latency,
     }

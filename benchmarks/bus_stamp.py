@@ -75,7 +75,16 @@ class Tally:
     """What one subscription has seen of one publisher, whose events are numbered from 1."""
 
     __slots__ = (
-        *("template", "last", "received", "duplicates", "announced", "latencies_ns", "samples"),
+        *(
+            "template",
+            "last",
+            "received",
+            "duplicates",
+            "damaged",
+            "announced",
+            "latencies_ns",
+            "samples",
+        ),
         *("_progress", "_slot", "_is_timed", "_sample_events"),
     )
 
@@ -92,6 +101,8 @@ class Tally:
         self.received = 0
         self.duplicates = 0
         """Events that came again, or late."""
+        self.damaged = 0
+        """Events, of those looked at closely, that are not what was published."""
         self.announced = 0
         """Events that the system itself says were dropped."""
         self.latencies_ns: list[int] = []
@@ -115,7 +126,7 @@ class Tally:
         if self._is_timed:
             self.latencies_ns.append(time.monotonic_ns() - made_ns)
         if sequence // self._sample_events != last // self._sample_events:
-            self._sample()
+            self._sample(frame)
 
     def take_all(self, frames: Sequence[bytes]) -> None:
         """Counts events that came together, each as ``take`` does, with one sample for them all."""
@@ -133,10 +144,11 @@ class Tally:
         before, self.last = self.last, last
         self.received += len(frames)
         if last // self._sample_events != before // self._sample_events:
-            self._sample()
+            self._sample(frames[-1])
 
-    def _sample(self) -> None:
-        """Notes the time and tells the publisher."""
+    def _sample(self, frame: bytes) -> None:
+        """Notes the time, tells the publisher and looks at one event closely."""
+        self.damaged += not self.recognises(frame)
         self.samples.append((time.monotonic_ns(), self.delivered))
         self._progress.tell(self._slot, self.last)
 

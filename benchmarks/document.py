@@ -49,9 +49,9 @@ def _machine(result: Mapping[str, Any]) -> str:
     machine, settings = result["machine"], result["settings"]
     hurried = ", a quick run" if settings["quick"] else ""
     lines = [
-        f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB,"
-        f" {machine['kernel']}, {machine['python']}{hurried}; others kept"
-        f" {settings['cores_busy_with_others']} cores busy.",
+        f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB,",
+        f"{machine['kernel']}, {machine['python']}, with gRPC {machine['grpcio']}{hurried}.",
+        f"Others kept {settings['cores_busy_with_others']} cores busy meanwhile.",
         "",
         *_table(
             ["setting", ""],

@@ -29,7 +29,7 @@ from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.layout import RuntimeLayout
 from daemoneye_mesh.token import TokenIssuer, write_token_file, write_trust_bundle
 
-__all__ = ["Mesh", "cpu_s", "peak_rss_bytes", "rss_bytes"]
+__all__ = ["Mesh", "cpu_s", "forget_peak_rss", "peak_rss_bytes", "rss_bytes"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN_LIFE = timedelta(hours=1)
@@ -163,8 +163,14 @@ def rss_bytes(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
+def forget_peak_rss(pid: int) -> None:
+    """Begins the peak anew, see proc(5); a kernel that cannot tells the peak of all times."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def peak_rss_bytes(pid: int) -> int:
-    """Most memory of a process that was ever resident."""
+    """Most memory of a process that was resident since the peak was forgotten."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

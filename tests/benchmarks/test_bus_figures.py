@@ -31,6 +31,7 @@ RECEIVED = SubscribeReport(
     missing=0,
     announced=0,
     duplicates=0,
+    damaged=0,
     reconnects=0,
     delivered_per_s=50.0,
     cpu_s=0.25,
@@ -75,6 +76,7 @@ def test_announced_losses_pass_and_silent_ones_only_for_peers() -> None:
         ({"delivered": 99}, BrokenEquationError),
         ({"announced": 1}, BrokenEquationError),
         ({"duplicates": 1}, BrokenEquationError),
+        ({"damaged": 1}, BrokenEquationError),
     ],
 )
 def test_phase_that_does_not_add_up_fails(

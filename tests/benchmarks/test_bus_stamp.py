@@ -92,3 +92,10 @@ def test_tally_recognises_the_event_by_all_but_its_stamp(progress: Progress) -> 
     assert tally.recognises(frame)
     assert not tally.recognises(frame[:-1])
     assert not tally.recognises(b"\x00" + frame[1:])
+
+
+def test_damaged_event_is_counted_where_it_is_looked_at(progress: Progress) -> None:
+    made = Source(TEMPLATE).take(SAMPLE_EVENTS)
+    tally = Tally(TEMPLATE, progress, 0)
+    tally.take_all([*made[:-1], b"\x00" + made[-1][1:]])
+    assert tally.damaged == 1

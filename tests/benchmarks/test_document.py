@@ -14,8 +14,16 @@ PART = "before\n<!-- measured: bus -->\nstale\n<!-- measured end -->\nafter\n"
 
 def test_document_is_fresh() -> None:
     """When this fails: .venv/bin/python -m benchmarks --render docs/performance.md."""
+    if any(
+        json.loads(path.read_text())["settings"]["quick"] for path in RESULTS_DIR.glob("*.json")
+    ):
+        pytest.skip("a quick run lies over a committed result; git restore benchmarks/results")
     text = DOCUMENT.read_text()
     assert render_document(text, RESULTS_DIR) == text
+
+
+def test_document_is_of_full_runs() -> None:
+    assert "a quick run" not in DOCUMENT.read_text()
 
 
 def test_figures_machine_and_bars_come_from_the_result(tmp_path: Path) -> None:
@@ -25,6 +33,7 @@ def test_figures_machine_and_bars_come_from_the_result(tmp_path: Path) -> None:
         "memory_gib": 1.0,
         "kernel": "Linux 6",
         "python": "CPython 3.11",
+        "grpcio": "1.85",
     }
     settings = {"quick": False, "cores_busy_with_others": 0.01, "event_bytes": 300}
     outcome = Outcome(
@@ -39,6 +48,7 @@ def test_figures_machine_and_bars_come_from_the_result(tmp_path: Path) -> None:
     assert text.endswith("after\n")
     assert "stale" not in text
     assert "2 cores of a processor" in text
+    assert "a quick run" not in text
     assert "| event bytes | 300 |" in text
     assert "| rate | events/s | 123,500 | 5.5 |" in text
     assert "| time | s | 0.5 |  |" in text
@@ -57,8 +67,3 @@ def test_part_without_a_result_says_so(tmp_path: Path) -> None:
 def test_marker_without_partner_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="has no partner"):
         render_document(text, tmp_path)
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS_DIR.glob("*.json")), ids=lambda path: path.stem)
-def test_committed_results_are_of_full_runs(path: Path) -> None:
-    assert json.loads(path.read_text())["settings"]["quick"] is False

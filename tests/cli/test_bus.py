@@ -6,7 +6,7 @@ import io
 import pytest
 
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
-from daemoneye.eventbus.v1 import subscription_pb2
+from daemoneye.eventbus.v1 import identity_stats_pb2, subscription_pb2
 from daemoneye_cli.app import build_parser
 from daemoneye_cli.exit_code import describe_exit_codes
 
@@ -232,7 +232,7 @@ def test_name_of_a_subscriber_cannot_steer_the_terminal(bus, daemoneye):
 
 def test_identities_show_what_was_refused_to_whom(bus, daemoneye):
     bus.stats.identities.append(
-        pb.IdentityStats(
+        identity_stats_pb2.IdentityStats(
             identity="collector/procmond",
             published_count=1_500,
             published_bytes=2048,

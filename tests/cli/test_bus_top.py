@@ -93,7 +93,7 @@ def test_top_as_json_is_one_document_a_frame(bus, daemoneye):
     first, second = top(daemoneye, "--count", "2", "--format", "json").lines
     assert (first["type"], first["published_count"], second["published_count"]) == ("frame", 20, 30)
     for frame in (first, second):
-        assert frame["published_per_s"] == pytest.approx(10 / frame["elapsed_s"], abs=0.1)
+        assert frame["published_per_s"] == pytest.approx(10 / frame["elapsed_s"], rel=0.01)
         assert frame["is_balanced"] is True
         assert frame["topics"][0]["topic"] == "events.a"
         assert frame["subscriptions"][0]["dropped"] == {"expired": 5}

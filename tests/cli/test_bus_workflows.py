@@ -94,6 +94,13 @@ def test_workflows_are_listed_with_stages_publishers_and_traces(tracker, daemone
     assert document["workflows"][0]["stages"][1]["name"] == "judge"
 
 
+def test_no_workflow_is_said_without_a_table(tracker, daemoneye):
+    result = daemoneye("bus", "workflows")
+    assert (result.code, result.out) == (0, "")
+    assert "0 of 0 workflows" in result.err
+    assert daemoneye("bus", "workflows", "--format", "json").document["workflows"] == []
+
+
 def test_search_passes_its_criteria_on(tracker, daemoneye):
     argv = ["--tag", "case=42", "--tag", "team=a=b", "--trace", "abc", "--limit", "5"]
     assert daemoneye("bus", "workflows", *argv).code == 0

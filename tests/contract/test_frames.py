@@ -3,15 +3,26 @@
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from daemoneye.eventbus.v1 import eventbus_pb2, eventbus_service_pb2, frame_pb2
+from daemoneye.eventbus.v1 import eventbus_pb2, eventbus_service_pb2, frame_pb2, group_pb2
 
 TWINS = {
     "PublishFrames": eventbus_service_pb2.PublishRequest,
     "PublishStreamFrames": eventbus_service_pb2.PublishStreamRequest,
+    "GroupFrame": group_pb2.MessageGroup,
+    "MessageBlockFrames": group_pb2.MessageBlock,
     "MessageEnvelope": eventbus_pb2.EventBusMessage,
+    "CollectionEventHead": eventbus_pb2.CollectionEventPayload,
     "MessageBatchFrames": eventbus_service_pb2.MessageBatch,
     "SubscribeFrames": eventbus_service_pb2.SubscribeResponse,
 }
+PARTIAL = {"MessageEnvelope", "CollectionEventHead"}
+"""Twins that leave out what routing does not need; it stays in their unknown fields."""
+OPAQUE = {
+    eventbus_pb2.EventBusMessage.DESCRIPTOR,
+    group_pb2.MessageGroup.DESCRIPTOR,
+    group_pb2.MessageBlock.DESCRIPTOR,
+}
+"""What a twin has as bytes."""
 MESSAGE = eventbus_pb2.EventBusMessage(
     metadata=eventbus_pb2.MessageMetadata(topic="events.process.lifecycle", source_sequence=7),
     heartbeat=eventbus_pb2.HeartbeatPayload(component_id="procmond"),
@@ -30,9 +41,10 @@ def test_a_twin_has_the_fields_of_its_message(name: str) -> None:
         same: FieldDescriptor = other.fields_by_number[field.number]
         assert same.name == field.name
         assert same.is_repeated == field.is_repeated
-        is_frame = same.message_type is eventbus_pb2.EventBusMessage.DESCRIPTOR
-        assert field.type == (FieldDescriptor.TYPE_BYTES if is_frame else same.type)
-    if name != "MessageEnvelope":
+        assert field.type == (
+            FieldDescriptor.TYPE_BYTES if same.message_type in OPAQUE else same.type
+        )
+    if name not in PARTIAL:
         assert len(twin.fields) == len(other.fields)
 
 
@@ -53,3 +65,13 @@ def test_a_published_batch_reads_as_frames_with_the_same_bytes() -> None:
     envelope = frame_pb2.MessageEnvelope.FromString(frames.messages[0])
     assert envelope.metadata == MESSAGE.metadata
     assert envelope.SerializeToString() == MESSAGE.SerializeToString()
+
+
+def test_a_group_of_frames_reads_as_a_group_of_messages() -> None:
+    envelope = group_pb2.GroupEnvelope(topic="events.process.lifecycle", count=2)
+    block = frame_pb2.MessageBlockFrames(messages=[MESSAGE.SerializeToString()] * 2)
+    group = frame_pb2.GroupFrame(envelope=envelope, block=block.SerializeToString())
+    request = frame_pb2.PublishFrames(groups=[group.SerializeToString()])
+    read = eventbus_service_pb2.PublishRequest.FromString(request.SerializeToString())
+    assert read.groups[0].envelope == envelope
+    assert list(read.groups[0].block.messages) == [MESSAGE] * 2

@@ -25,6 +25,7 @@ MUST = re.compile(r"// (MUST-[A-Z]+-\d\d): ")
 SERVICES = {
     "daemoneye.ipc.v1.CollectorService",
     "daemoneye.ipc.v1.CollectorControlService",
+    "daemoneye.eventbus.v1.CorrelationService",
     "daemoneye.eventbus.v1.EventBusService",
     "daemoneye.agent.v1.RegistryService",
     "daemoneye.agent.v1.CollectorAdminService",

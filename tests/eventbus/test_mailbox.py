@@ -6,22 +6,88 @@ from collections.abc import Iterable
 import pytest
 
 from daemoneye_eventbus.errors import InvalidSubscriptionError, MailboxBusyError
+from daemoneye_eventbus.group import Envelope, Group
 from daemoneye_eventbus.mailbox import (
+    Acknowledgement,
     Batch,
     Closed,
     CloseReason,
-    Delivery,
     DropReason,
     Gap,
     Mailbox,
     MailboxLimits,
+    Notice,
     OverflowPolicy,
+    Retention,
 )
+from daemoneye_eventbus.receipt import Receipt
 
 OLDEST = OverflowPolicy.DROP_OLDEST
 NEWEST = OverflowPolicy.DROP_NEWEST
 DISCONNECT = OverflowPolicy.DISCONNECT
-PLENTY = 1_000_000
+BLOCK = OverflowPolicy.BLOCK
+
+
+class Texts:
+    """Content of short texts, one a message; a piece repeats the envelope."""
+
+    def __init__(self, items: list[str], envelope_bytes: int = 0) -> None:
+        self.items = items
+        self.envelope_bytes = envelope_bytes
+        self.size_bytes = envelope_bytes + sum(map(len, items))
+
+    def split(self, count: int) -> tuple["Texts", "Texts"]:
+        head, tail = self.items[:count], self.items[count:]
+        return Texts(head, self.envelope_bytes), Texts(tail, self.envelope_bytes)
+
+
+def group_of(text: str, receipt: Receipt | None = None, ttl_ms: int = 0) -> Group:
+    """Build a group of the words of a text."""
+    items = text.split()
+    envelope = Envelope(topic="events.a", source_id="a", count=len(items), ttl_ms=ttl_ms)
+    return Group(envelope, Texts(items), receipt)
+
+
+def text_of(groups: Iterable[Group]) -> str:
+    """Say the words of groups, with a bar between two groups."""
+    words = []
+    for group in groups:
+        assert isinstance(group.content, Texts)
+        assert group.count == len(group.content.items)
+        words.append(" ".join(group.content.items))
+    return "|".join(words)
+
+
+async def take(mailbox: Mailbox, max_messages: int = 1_000, max_bytes: int = 1_000_000) -> str:
+    """Say what is taken: position, colon and words; or reason and positions; or the end."""
+    match await mailbox.take(max_messages, max_bytes):
+        case Batch() as batch:
+            again = "again " if batch.is_redelivered else ""
+            return f"{again}{batch.first_position}: {text_of(batch.groups)}"
+        case Gap() as gap:
+            return f"{gap.reason} {gap.first_position}-{gap.last_position} of {gap.size_bytes}"
+        case Notice(content):
+            return f"notice {content}"
+        case Closed() as end:
+            return f"end {end.reason}"
+
+
+async def take_all(mailbox: Mailbox) -> list[str]:
+    """Take until the mailbox has ended; it must have been closed."""
+    taken: list[str] = []
+    while not (taken and taken[-1].startswith("end")):
+        taken.append(await take(mailbox))
+    return taken
+
+
+async def is_waiting(mailbox: Mailbox) -> bool:
+    """Say whether a consumer would have to wait."""
+    try:
+        async with asyncio.timeout(0):
+            await mailbox.take(1_000, 1_000_000)
+    except TimeoutError:
+        return True
+    return False
 
 
 def mailbox_of(
@@ -30,187 +96,251 @@ def mailbox_of(
     return Mailbox(MailboxLimits(max_messages, max_bytes, policy))
 
 
-def put(mailbox: Mailbox, frames: Iterable[bytes]) -> None:
-    for frame in frames:
-        mailbox.put_nowait(frame)
+def put(mailbox: Mailbox, *texts: str) -> None:
+    for text in texts:
+        mailbox.put(group_of(text))
 
 
-def put_together(mailbox: Mailbox, frames: list[bytes]) -> None:
-    mailbox.put_many_nowait(frames, sum(map(len, frames)))
-
-
-async def take_all(mailbox: Mailbox) -> list[Delivery]:
-    """Take until the mailbox has ended; it must have been closed."""
-    taken: list[Delivery] = []
-    while not isinstance(delivery := await mailbox.take(PLENTY, PLENTY), Closed):
-        taken.append(delivery)
-    return [*taken, delivery]
-
-
-def oldest_gap(first: int, last: int, size_bytes: int) -> Gap:
-    return Gap(first, last, size_bytes, DropReason.DROPPED_OLDEST)
-
-
-def newest_gap(first: int, last: int, size_bytes: int) -> Gap:
-    return Gap(first, last, size_bytes, DropReason.DROPPED_NEWEST)
+async def drain(mailbox: Mailbox) -> list[str]:
+    mailbox.close(CloseReason.DRAINING, drain=True)
+    return await take_all(mailbox)
 
 
 async def test_take_returns_everything_queued_as_one_batch_in_order() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"a", b"bb", b"c"])
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"a", b"bb", b"c"], 0, 4)
+    put(mailbox, "a bb", "c")
+    batch = await mailbox.take(10, 100)
+    assert isinstance(batch, Batch)
+    assert text_of(batch.groups) == "a bb|c"
+    assert (batch.first_position, batch.last_position, batch.count) == (0, 2, 3)
+    assert batch.size_bytes == 4
+    assert not batch.is_redelivered
 
 
 async def test_take_stops_at_the_message_limit_and_continues_after_it() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"a", b"b", b"c"])
-    assert await mailbox.take(2, PLENTY) == Batch([b"a", b"b"], 0, 2)
-    assert await mailbox.take(2, PLENTY) == Batch([b"c"], 2, 1)
+    put(mailbox, "a", "b", "c")
+    assert await take(mailbox, max_messages=2) == "0: a|b"
+    assert await take(mailbox, max_messages=2) == "2: c"
 
 
 async def test_take_stops_at_the_byte_limit_and_continues_after_it() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"aa", b"bb", b"cc"])
-    assert await mailbox.take(PLENTY, 4) == Batch([b"aa", b"bb"], 0, 4)
-    assert await mailbox.take(PLENTY, 2) == Batch([b"cc"], 2, 2)
+    put(mailbox, "aa", "bb", "cc")
+    assert await take(mailbox, max_bytes=4) == "0: aa|bb"
+    assert await take(mailbox, max_bytes=2) == "2: cc"
 
 
-async def test_take_returns_one_message_even_when_it_exceeds_the_byte_limit() -> None:
+async def test_take_cuts_a_group_larger_than_the_message_limit() -> None:
+    mailbox = mailbox_of(max_messages=5)
+    put(mailbox, "a b c d e")
+    assert await take(mailbox, max_messages=2) == "0: a b"
+    assert await take(mailbox, max_messages=2) == "2: c d"
+    assert await take(mailbox, max_messages=2) == "4: e"
+
+
+async def test_take_cuts_a_group_larger_than_the_byte_limit_down_to_one_message() -> None:
+    mailbox = mailbox_of(max_messages=5)
+    put(mailbox, "aaa bbb ccc ddd")
+    assert await take(mailbox, max_bytes=7) == "0: aaa bbb"
+    assert await take(mailbox, max_bytes=1) == "2: ccc"
+
+
+async def test_take_leaves_a_group_whole_that_does_not_fit_behind_another() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"large", b"b"])
-    assert await mailbox.take(PLENTY, 1) == Batch([b"large"], 0, 5)
+    put(mailbox, "a", "b c")
+    assert await take(mailbox, max_messages=2) == "0: a"
+    assert await take(mailbox, max_messages=2) == "1: b c"
+
+
+async def test_taking_one_by_one_cuts_a_large_group_into_halves_first() -> None:
+    """So the messages copied are a small multiple of those there are, not their square."""
+    copied = 0
+
+    class Counted(Texts):
+        def split(self, count: int) -> tuple["Texts", "Texts"]:
+            nonlocal copied
+            copied += len(self.items)
+            head, tail = super().split(count)
+            return Counted(head.items), Counted(tail.items)
+
+    mailbox = mailbox_of(max_messages=1_000, max_bytes=10_000)
+    mailbox.put(Group(Envelope(topic="a", source_id="a", count=1_000), Counted(["a"] * 1_000)))
+    for position in range(1_000):
+        assert await take(mailbox, max_messages=1) == f"{position}: a"
+    assert copied < 20 * 1_000
+
+
+async def test_put_returns_the_position_of_its_first_message() -> None:
+    mailbox = mailbox_of(max_messages=10)
+    positions = [mailbox.put(group_of(text)) for text in ("a b", "c", "d e f")]
+    assert positions == [0, 2, 3]
+    assert mailbox.next_position == 0
+    await take(mailbox)
+    assert mailbox.next_position == 6
+
+
+async def test_filtered_messages_are_counted_and_take_no_position() -> None:
+    mailbox = mailbox_of()
+    mailbox.filter_out(5)
+    assert mailbox.put(group_of("a")) == 0
+    counters = mailbox.counters()
+    assert (counters.offered, counters.filtered, counters.pending) == (6, 5, 1)
 
 
 async def test_take_waits_for_the_first_message() -> None:
     mailbox = mailbox_of()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(mailbox.take(PLENTY, PLENTY))
+        waiting = tasks.create_task(take(mailbox))
         await asyncio.sleep(0)
         assert not waiting.done()
-        mailbox.put_nowait(b"a")
-    assert waiting.result() == Batch([b"a"], 0, 1)
+        put(mailbox, "a")
+    assert waiting.result() == "0: a"
 
 
 async def test_second_consumer_is_refused_and_the_first_still_served() -> None:
     mailbox = mailbox_of()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(mailbox.take(PLENTY, PLENTY))
+        waiting = tasks.create_task(take(mailbox))
         await asyncio.sleep(0)
         with pytest.raises(MailboxBusyError):
-            await mailbox.take(PLENTY, PLENTY)
-        mailbox.put_nowait(b"a")
-    assert waiting.result() == Batch([b"a"], 0, 1)
+            await mailbox.take(1, 1)
+        put(mailbox, "a")
+    assert waiting.result() == "0: a"
 
 
 async def test_cancelled_take_loses_nothing() -> None:
     mailbox = mailbox_of()
-    waiting = asyncio.ensure_future(mailbox.take(PLENTY, PLENTY))
+    waiting = asyncio.ensure_future(take(mailbox))
     await asyncio.sleep(0)
-    mailbox.put_nowait(b"a")
+    put(mailbox, "a")
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"a"], 0, 1)
+    assert await take(mailbox) == "0: a"
 
 
 async def test_drop_oldest_tells_the_gap_before_what_is_left() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"a", b"bb", b"c", b"d", b"e"])
-    assert await mailbox.take(PLENTY, PLENTY) == oldest_gap(0, 1, 3)
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"c", b"d", b"e"], 2, 3)
+    put(mailbox, "a", "bb", "c", "d", "e")
+    assert await take(mailbox) == "dropped_oldest 0-1 of 3"
+    assert await take(mailbox) == "2: c|d|e"
+
+
+async def test_drop_oldest_drops_no_more_of_a_group_than_needed() -> None:
+    mailbox = mailbox_of(max_messages=4)
+    put(mailbox, "a b c d", "e")
+    assert await take(mailbox) == "dropped_oldest 0-0 of 1"
+    assert (await take(mailbox)).replace("|", " ") == "1: b c d e"
+
+
+async def test_drop_oldest_keeps_the_end_of_a_group_larger_than_the_mailbox() -> None:
+    mailbox = mailbox_of(max_messages=2)
+    put(mailbox, "a b c d e")
+    assert await take(mailbox) == "dropped_oldest 0-2 of 3"
+    assert await take(mailbox) == "3: d e"
+
+
+async def test_drop_oldest_drops_large_groups_whole_when_they_are_a_small_part_of_the_queue() -> (
+    None
+):
+    mailbox = mailbox_of(max_messages=6_400, max_bytes=100_000)
+    group = " ".join(["a"] * 100)
+    put(mailbox, *[group] * 64, "b")
+    assert await take(mailbox) == "dropped_oldest 0-99 of 100"
 
 
 async def test_drop_newest_tells_the_gap_after_what_was_kept_and_before_what_follows() -> None:
     mailbox = mailbox_of(policy=NEWEST)
-    put(mailbox, [b"a", b"b", b"c", b"lost", b"gone"])
-    assert await mailbox.take(1, PLENTY) == Batch([b"a"], 0, 1)
-    mailbox.put_nowait(b"f")
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"b", b"c"], 1, 2)
-    assert await mailbox.take(PLENTY, PLENTY) == newest_gap(3, 4, 8)
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"f"], 5, 1)
+    put(mailbox, "a", "b", "c lost gone")
+    assert await take(mailbox, max_messages=1) == "0: a"
+    put(mailbox, "f")
+    assert await take(mailbox) == "1: b|c"
+    assert await take(mailbox) == "dropped_newest 3-4 of 8"
+    assert await take(mailbox) == "5: f"
 
 
-async def test_drop_newest_keeps_a_later_message_that_fits_the_bytes() -> None:
+async def test_drop_newest_keeps_a_later_group_that_fits_the_bytes() -> None:
     mailbox = mailbox_of(max_messages=10, max_bytes=4, policy=NEWEST)
-    put_together(mailbox, [b"aaa", b"bb", b"c"])
-    mailbox.close(CloseReason.DRAINING, drain=True)
-    assert await take_all(mailbox) == [
-        Batch([b"aaa"], 0, 3),
-        newest_gap(1, 1, 2),
-        Batch([b"c"], 2, 1),
-        Closed(CloseReason.DRAINING),
-    ]
+    put(mailbox, "aaa", "bb", "c")
+    taken = await drain(mailbox)
+    assert taken == ["0: aaa", "dropped_newest 1-1 of 2", "2: c", "end draining"]
 
 
 async def test_disconnect_delivers_what_was_queued_then_the_gap_then_the_end() -> None:
     mailbox = mailbox_of(policy=DISCONNECT)
-    put_together(mailbox, [b"a", b"b", b"c", b"d", b"e"])
-    mailbox.put_nowait(b"f")
+    put(mailbox, "a b c d e", "f")
     assert mailbox.close_reason is CloseReason.SLOW_CONSUMER
-    assert await take_all(mailbox) == [
-        Batch([b"a", b"b", b"c"], 0, 3),
-        newest_gap(3, 3, 1),
-        Closed(CloseReason.SLOW_CONSUMER),
-    ]
-    assert mailbox.counters().dropped == {DropReason.DROPPED_NEWEST: 1, DropReason.CLOSED: 2}
+    assert await take_all(mailbox) == ["0: a b c", "dropped_newest 3-4 of 2", "end slow_consumer"]
+    assert mailbox.counters().dropped == {DropReason.DROPPED_NEWEST: 2, DropReason.CLOSED: 1}
+
+
+async def test_disconnect_does_not_wait_for_a_consumer_that_takes_nothing() -> None:
+    mailbox = mailbox_of(policy=DISCONNECT)
+    mailbox.pause()
+    put(mailbox, "a b c", "d")
+    assert await take_all(mailbox) == ["end slow_consumer"]
+    assert mailbox.counters().dropped == {DropReason.DROPPED_NEWEST: 1, DropReason.CLOSED: 3}
 
 
 async def test_gaps_that_come_to_touch_are_told_as_one() -> None:
     """An oversized message leaves a gap inside the queue; dropping up to it joins both."""
     mailbox = mailbox_of(max_messages=3, max_bytes=10)
-    put(mailbox, [b"a", b"b", b"x" * 11, b"c"])
-    put_together(mailbox, [b"d", b"e"])
-    mailbox.close(CloseReason.DRAINING, drain=True)
-    assert await take_all(mailbox) == [
-        oldest_gap(0, 2, 13),
-        Batch([b"c", b"d", b"e"], 3, 3),
-        Closed(CloseReason.DRAINING),
-    ]
+    put(mailbox, "a", "b", "x" * 11, "c", "d", "e")
+    assert await drain(mailbox) == ["dropped_oldest 0-2 of 13", "3: c|d|e", "end draining"]
 
 
 async def test_gaps_apart_from_each_other_are_told_apart() -> None:
     mailbox = mailbox_of(max_messages=3, max_bytes=10)
-    put(mailbox, [b"a", b"b", b"x" * 11, b"c", b"d"])
-    mailbox.close(CloseReason.DRAINING, drain=True)
-    assert await take_all(mailbox) == [
-        oldest_gap(0, 0, 1),
-        Batch([b"b"], 1, 1),
-        oldest_gap(2, 2, 11),
-        Batch([b"c", b"d"], 3, 2),
-        Closed(CloseReason.DRAINING),
+    put(mailbox, "a", "b", "x" * 11, "c", "d")
+    assert await drain(mailbox) == [
+        "dropped_oldest 0-0 of 1",
+        "1: b",
+        "dropped_oldest 2-2 of 11",
+        "3: c|d",
+        "end draining",
     ]
-
-
-async def test_batch_larger_than_the_mailbox_leaves_its_end_queued_under_drop_oldest() -> None:
-    mailbox = mailbox_of(max_messages=2)
-    put_together(mailbox, [b"a", b"b", b"c", b"d", b"e"])
-    assert await mailbox.take(PLENTY, PLENTY) == oldest_gap(0, 2, 3)
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"d", b"e"], 3, 2)
 
 
 @pytest.mark.parametrize("policy", list(OverflowPolicy))
 async def test_exactly_full_mailbox_drops_nothing(policy: OverflowPolicy) -> None:
     mailbox = mailbox_of(max_messages=2, max_bytes=4, policy=policy)
-    put_together(mailbox, [b"aa", b"bb"])
+    put(mailbox, "aa", "bb")
     assert mailbox.counters().dropped == {}
-    assert await mailbox.take(PLENTY, PLENTY) == Batch([b"aa", b"bb"], 0, 4)
+    assert await take(mailbox) == "0: aa|bb"
+
+
+@pytest.mark.parametrize("policy", [OLDEST, NEWEST, BLOCK])
+async def test_full_mailbox_drops_what_cannot_fit_of_a_long_group(policy: OverflowPolicy) -> None:
+    """The average message does not fit: nobody looks for one that would."""
+    mailbox = mailbox_of(max_messages=100, max_bytes=10, policy=policy)
+    put(mailbox, " ".join(["x" * 11] * 20), "a")
+    assert mailbox.counters().pending == 1
+    assert sum(mailbox.counters().dropped.values()) == 20
+
+
+async def test_short_group_keeps_the_messages_that_fit_however_large_the_others_are() -> None:
+    mailbox = mailbox_of(max_messages=100, max_bytes=10, policy=NEWEST)
+    put(mailbox, "a bb " + "x" * 90)
+    assert (await take(mailbox)).replace("|", " ") == "0: a bb"
+    assert await take(mailbox) == "dropped_newest 2-2 of 90"
 
 
 async def test_close_wakes_the_consumer() -> None:
     mailbox = mailbox_of()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(mailbox.take(PLENTY, PLENTY))
+        waiting = tasks.create_task(take(mailbox))
         await asyncio.sleep(0)
         mailbox.close(CloseReason.UNSUBSCRIBED)
-    assert waiting.result() == Closed(CloseReason.UNSUBSCRIBED)
+    assert waiting.result() == "end unsubscribed"
 
 
 async def test_close_without_drain_drops_and_counts_what_is_queued() -> None:
     mailbox = mailbox_of()
-    put(mailbox, [b"a", b"b", b"c", b"d"])
+    put(mailbox, "a", "b", "c", "d")
     mailbox.close(CloseReason.UNSUBSCRIBED)
-    mailbox.put_nowait(b"late")
-    assert await take_all(mailbox) == [Closed(CloseReason.UNSUBSCRIBED)]
+    put(mailbox, "late")
+    assert await take_all(mailbox) == ["end unsubscribed"]
     counters = mailbox.counters()
     assert counters.dropped == {DropReason.DROPPED_OLDEST: 1, DropReason.CLOSED: 4}
     assert (counters.offered, counters.pending, counters.pending_bytes) == (5, 0, 0)
@@ -220,11 +350,23 @@ async def test_first_close_reason_stands_and_the_end_is_told_every_time() -> Non
     mailbox = mailbox_of()
     mailbox.close(CloseReason.DRAINING, drain=True)
     mailbox.close(CloseReason.UNSUBSCRIBED)
-    assert await mailbox.take(1, 1) == Closed(CloseReason.DRAINING)
-    assert await mailbox.take(1, 1) == Closed(CloseReason.DRAINING)
+    assert [await take(mailbox), await take(mailbox)] == ["end draining"] * 2
 
 
 @pytest.mark.parametrize(("max_messages", "max_bytes"), [(0, 1), (1, 0), (-1, 1)])
 def test_limit_below_one_is_refused(max_messages: int, max_bytes: int) -> None:
     with pytest.raises(InvalidSubscriptionError, match="use at least 1"):
         MailboxLimits(max_messages, max_bytes)
+    with pytest.raises(InvalidSubscriptionError, match="use at least 1"):
+        Retention(max_messages, max_bytes)
+
+
+def test_other_limits_out_of_range_are_refused() -> None:
+    with pytest.raises(InvalidSubscriptionError, match="block_timeout_s is 0"):
+        MailboxLimits(1, 1, block_timeout_s=0)
+    with pytest.raises(InvalidSubscriptionError, match="initial_credit is -1"):
+        MailboxLimits(1, 1, initial_credit=-1)
+    with pytest.raises(InvalidSubscriptionError, match="timeout_s is 0"):
+        Acknowledgement(0, 1)
+    with pytest.raises(InvalidSubscriptionError, match="max_unacknowledged is 0"):
+        Acknowledgement(1, 0)

@@ -19,11 +19,13 @@ from daemoneye.eventbus.v1 import (
     eventbus_pb2,
     eventbus_service_pb2,
     eventbus_service_pb2_grpc,
+    subscription_control_pb2,
 )
 from daemoneye.ipc.v1 import ipc_pb2
 from daemoneye_mesh.authentication import caller
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.group import expand_group
 from daemoneye_mesh.identity import Identity
 from daemoneye_mesh.rpc_status import to_detail
 from daemoneye_mesh.server import MeshServer
@@ -31,29 +33,52 @@ from daemoneye_mesh.server import MeshServer
 COLLECTOR_ID = "unit"
 
 
+def messages_of(request: Any) -> list[eventbus_pb2.EventBusMessage]:
+    """Returns the messages of a batch with full metadata."""
+    messages = list(request.messages)
+    for group in request.groups:
+        assert group.envelope.count == len(group.block.messages)
+        frames = expand_group(group.envelope, group.block.SerializeToString())
+        messages += map(eventbus_pb2.EventBusMessage.FromString, frames)
+    return messages
+
+
 class FakeBroker(eventbus_service_pb2_grpc.EventBusServiceServicer):
     """Accepts what comes; a test may stop the answers, refuse batches or deny the stream."""
 
     def __init__(self) -> None:
         self.epoch = "e1"
+        self.limits: dict[str, int] = {}
         self.streams = 0
         self.batches: list[Any] = []
         """Every request of a publishing stream, repeats included."""
         self.accepted: list[eventbus_pb2.EventBusMessage] = []
         self.answering = asyncio.Event()
         self.answering.set()
+        self.is_held: Callable[[Any], bool] = lambda request: False
+        """Whether a batch is answered only with a later one."""
         self.refusal: Callable[[Any], DaemoneyeError | None] = lambda request: None
+        self.ending: Callable[[Any], DaemoneyeError | None] = lambda request: None
+        """Ends the stream at a batch."""
         self.denial: DaemoneyeError | None = None
         self.wrong_answers = 0
         self.versions: list[Any] = []
         self.subscriptions: list[Any] = []
+        self.requests: list[Any] = []
+        """What subscribers asked for after opening."""
+        self.change: Callable[[Any], DaemoneyeError | None] = lambda request: None
+        """Why a request of a subscriber is refused."""
+        self.is_silent = False
+        """Whether requests of subscribers are left without an answer."""
+        self.opened: dict[str, Any] = {}
+        """Further fields of the answer to an open request."""
         self.open_subscriptions = 0
         self.deliveries: asyncio.Queue[Any] = asyncio.Queue()
 
     async def NegotiateVersion(self, request: Any, context: Any) -> Any:
         self.versions.append(request.request)
         answer = eventbus_pb2.VersionNegotiationResponse(negotiation_success=True)
-        return eventbus_service_pb2.NegotiateVersionResponse(response=answer)
+        return eventbus_service_pb2.NegotiateVersionResponse(response=answer, **self.limits)
 
     async def PublishStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         self.streams += 1
@@ -62,28 +87,63 @@ class FakeBroker(eventbus_service_pb2_grpc.EventBusServiceServicer):
         async for request in requests:
             self.batches.append(request)
             await self.answering.wait()
+            if ending := self.ending(request):
+                raise ending
             answer = eventbus_service_pb2.PublishStreamResponse(batch_id=request.batch_id)
+            refused = None
             if self.wrong_answers:
                 self.wrong_answers -= 1
                 answer.batch_id += 1_000
             elif refused := self.refusal(request):
                 answer.error.CopyFrom(to_detail(refused))
             else:
-                self.accepted += request.messages
+                self.accepted += messages_of(request)
+                if self.is_held(request):
+                    continue
             yield answer
+            if refused is not None and refused.retryable:
+                return
 
     async def Subscribe(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         if self.denial:
             raise self.denial
         self.subscriptions.append((await anext(aiter(requests))).open)
-        opened = eventbus_service_pb2.SubscriptionOpened(broker_epoch=self.epoch)
+        fields = {"history_complete": True, **self.opened}
+        opened = eventbus_service_pb2.SubscriptionOpened(broker_epoch=self.epoch, **fields)
         self.open_subscriptions += 1
+        listener = asyncio.create_task(self._listen(requests))
         try:
             yield eventbus_service_pb2.SubscribeResponse(opened=opened)
             while (item := await self.deliveries.get()) is not None:
+                if isinstance(item, DaemoneyeError):
+                    raise item
                 yield item
         finally:
             self.open_subscriptions -= 1
+            listener.cancel()
+
+    async def _listen(self, requests: Any) -> None:
+        async for request in requests:
+            self.requests.append(request)
+            if not request.request_id or self.is_silent:
+                continue
+            changed = subscription_control_pb2.SubscriptionChanged(request_id=request.request_id)
+            if refused := self.change(request):
+                changed.error.CopyFrom(to_detail(refused))
+            elif request.WhichOneof("action") == "flush":
+                changed.flushed_count = 7
+            self.deliveries.put_nowait(eventbus_service_pb2.SubscribeResponse(changed=changed))
+            if request.WhichOneof("action") == "unsubscribe" and not refused:
+                self.deliveries.put_nowait(None)
+
+    @property
+    def actions(self) -> list[str]:
+        """Names of what subscribers asked for after opening."""
+        return [request.WhichOneof("action") for request in self.requests]
+
+    def unpack(self, request: Any) -> list[eventbus_pb2.EventBusMessage]:
+        """Returns the messages of a batch with full metadata."""
+        return messages_of(request)
 
     @property
     def sequences(self) -> list[int]:

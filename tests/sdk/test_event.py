@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector_core.event import Event, Sequencer
-from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2
+from collector_core.event import MAX_KNOWN_KEYS, Event, Sequencer
+from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2, group_pb2
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
+from daemoneye_mesh.group import apply_envelope
 from daemoneye_mesh.limits import MAX_MESSAGE_BYTES
 
 KINDS = [
@@ -16,8 +17,13 @@ KINDS = [
 ]
 
 
-def decode(frame):
-    return eventbus_pb2.EventBusMessage.FromString(frame)
+def decode(message):
+    """Reads a message of the outbox as its receiver does."""
+    envelope = group_pb2.GroupEnvelope.FromString(message.key.head)
+    envelope.first_sequence = message.sequence
+    decoded = eventbus_pb2.EventBusMessage.FromString(message.frame)
+    apply_envelope(decoded, envelope, 0)
+    return decoded
 
 
 @pytest.mark.parametrize(("cls", "field", "name"), KINDS)
@@ -50,13 +56,33 @@ def test_sequences_of_published_events_have_no_gap(accepted):
     assert sequencer.sequence == sum(accepted)
 
 
+def size_of(message):
+    return len(message.frame) + message.key.size_bytes
+
+
 def test_event_of_the_largest_size_is_encoded_and_a_larger_one_refused(new_event):
     sequencer = Sequencer("unit", 1)
-    frame_bytes = len(sequencer.encode(new_event(1, "x" * 900_000)))
-    room = MAX_MESSAGE_BYTES - frame_bytes
-    assert len(sequencer.encode(new_event(1, "x" * (900_000 + room)))) == MAX_MESSAGE_BYTES
+    room = MAX_MESSAGE_BYTES - size_of(sequencer.encode(new_event(1, "x" * 900_000)))
+    largest = sequencer.encode(new_event(1, "x" * (900_000 + room)))
+    assert size_of(largest) == MAX_MESSAGE_BYTES
+    assert decode(largest).ByteSize() <= MAX_MESSAGE_BYTES
     with pytest.raises(InvalidRequestError) as refused:
         sequencer.encode(new_event(1, "x" * (900_001 + room)))
     assert refused.value.reason is ErrorReason.MESSAGE_TOO_LARGE
     assert refused.value.metadata["size_bytes"] == str(MAX_MESSAGE_BYTES + 1)
     assert sequencer.sequence == 0
+
+
+def test_events_of_one_topic_and_type_share_their_envelope(new_event):
+    sequencer = Sequencer("unit", 1)
+    first, second = sequencer.encode(new_event(1)), sequencer.encode(new_event(2))
+    assert first.key is second.key
+    trigger = sequencer.encode(Event("events.process.lifecycle", event_data_pb2.TriggerEventData()))
+    assert trigger.key.event_type == eventbus_pb2.EVENT_TYPE_TRIGGER_EVENT
+
+
+def test_more_topics_than_are_kept_are_encoded_all_the_same(new_event):
+    sequencer = Sequencer("unit", 1)
+    for number in range(MAX_KNOWN_KEYS + 2):
+        event = Event(f"events.process.t{number}", event_data_pb2.TriggerEventData())
+        assert sequencer.encode(event).key.topic == event.topic

@@ -1,12 +1,13 @@
 """Trying again: what is retried, how the pauses grow, and what a person is told."""
 
 import logging
+import time
 
 import grpc
 import grpc.aio
 import pytest
 
-from collector_core.reconnect import (
+from collector_core.bus.reconnect import (
     MAX_PAUSE_S,
     STEADY_S,
     SessionBackoff,
@@ -14,7 +15,7 @@ from collector_core.reconnect import (
     is_worth_retrying,
     keep_trying,
 )
-from daemoneye_mesh.errors import ConflictError, UnavailableError
+from daemoneye_mesh.errors import ConflictError, RateLimitedError, UnavailableError
 
 
 class Clock:
@@ -80,3 +81,22 @@ def test_sessions_that_break_at_once_are_spaced_further_and_further() -> None:
 def test_a_dead_socket_is_explained_without_the_words_of_the_transport() -> None:
     error = failed_call(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; …")
     assert explain(error) == "nobody answers on its socket"
+
+
+async def test_a_peer_that_says_when_to_come_back_is_left_alone_until_then() -> None:
+    backoff = SessionBackoff()
+    begun_s = time.monotonic()
+    await backoff.pause(at_least_s=0.3)
+    assert time.monotonic() - begun_s >= 0.3
+
+
+async def test_an_attempt_is_repeated_only_when_the_peer_said_so() -> None:
+    at_s: list[float] = []
+
+    async def attempt() -> None:
+        at_s.append(time.monotonic())
+        if len(at_s) == 1:
+            raise RateLimitedError("too fast; wait", retry_after_s=0.3)
+
+    await keep_trying("publish", attempt)
+    assert at_s[1] - at_s[0] >= 0.3

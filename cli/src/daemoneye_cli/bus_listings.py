@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from daemoneye.eventbus.v1 import eventbus_service_pb2
+from daemoneye.eventbus.v1 import eventbus_service_pb2, identity_stats_pb2
 from daemoneye_cli.arguments import Subparsers, add_command, bounded_int
 from daemoneye_cli.bus_flow import describe_counts
 from daemoneye_cli.bus_stats import MAX_LISTED_TOPICS, Stats, read_stats
@@ -172,7 +172,7 @@ def _topic_row(topic: eventbus_service_pb2.TopicStats) -> Row:
     }
 
 
-def _identity_row(identity: eventbus_service_pb2.IdentityStats) -> Row:
+def _identity_row(identity: identity_stats_pb2.IdentityStats) -> Row:
     refused = sum(identity.refused_count.values())
     return {
         **to_document(identity),

@@ -104,7 +104,7 @@ class Frame:
         """Returns it as JSON types, with at most ``limit`` topics and subscriptions."""
         return {
             "broker_epoch": self.stats.broker_epoch,
-            "elapsed_s": self.elapsed_s,
+            "elapsed_s": None if self.elapsed_s is None else round(self.elapsed_s, 6),
             "published_per_s": self.published_per_s,
             "bytes_per_s": self.bytes_per_s,
             "unrouted_per_s": self.unrouted_per_s,

@@ -150,9 +150,9 @@ def _show_list(output: Output, answer: pb.ListWorkflowsResponse) -> None:
         "forgotten_step_count": answer.forgotten_step_count,
     }
     rows = [_workflow_row(one) for one in answer.workflows]
-    output.show_listing(
-        Listing("workflows", columns_for(output, _WORKFLOW_COLUMNS, _WORKFLOW_KEYS), rows, extras)
-    )
+    if rows or not output.is_table:
+        columns = columns_for(output, _WORKFLOW_COLUMNS, _WORKFLOW_KEYS)
+        output.show_listing(Listing("workflows", columns, rows, extras))
     if output.is_table:
         output.remark(
             f"{len(rows)} of {answer.active_count:,} workflows; {answer.expired_count:,} ended,"

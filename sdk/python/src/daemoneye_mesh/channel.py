@@ -33,7 +33,9 @@ def channel_options() -> list[tuple[str, int | str]]:
         ("grpc.default_authority", "localhost"),
         # The defaults back off to two minutes, for a server that is back after a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name also the time that one attempt to connect may take: hundreds of clients may
+        # come back at once.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         # Notice a stopped (SIGSTOP) server; a dead one is seen by its closed socket.
         ("grpc.keepalive_time_ms", 10_000),

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 
 from daemoneye_eventbus.backpressure import Backpressure
 from daemoneye_eventbus.consumer_group import ConsumerGroup, ConsumerGroups
@@ -38,7 +39,8 @@ from daemoneye_mesh.limits import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, MAX_MESSA
 
 __all__ = ["Broker", "BrokerLimits", "BrokerTotals", "Opening"]
 
-Routes = dict[str, tuple[tuple[Subscription, int], ...]]
+Route = tuple[tuple[Subscription, int], ...]
+Routes = dict[str, Route]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +148,11 @@ class Broker:
         """Gives a subscription other patterns and another selection; all of it, or nothing.
 
         Raises:
-            InvalidSubscriptionError: too many patterns, or none.
+            InvalidSubscriptionError: too many patterns, or none; or the subscription has ended.
             InvalidPatternError: a pattern breaks the grammar.
         """
+        if subscription.id not in self._subscriptions:
+            raise InvalidSubscriptionError("the subscription has ended; open another one")
         self._require_patterns(terms)
         self._router.subscribe(subscription, terms.patterns)
         subscription.update(terms)
@@ -169,8 +173,8 @@ class Broker:
     ) -> None:
         """Ends a subscription for good; idempotent.
 
-        What waits is dropped and counted, but for a member of a consumer group that acknowledges: what
-        it leaves goes to the other members.
+        What waits is dropped and counted, but for a member of a consumer group: what it leaves goes to
+        the other members.
         """
         if self._subscriptions.pop(subscription.id, None) is None:
             return
@@ -180,7 +184,7 @@ class Broker:
         self._durable.pop((subscription.identity, terms.label), None)
         self.quota.release(subscription.identity, terms.limits.max_bytes)
         heirs = self._consumer_groups.leave(subscription)
-        if heirs and terms.acknowledges and not self._is_draining:
+        if heirs and not self._is_draining:
             self._hand_on(heirs, subscription)
         mailbox.close(reason)
         self._ended.add(mailbox.counters())
@@ -210,9 +214,14 @@ class Broker:
         """
         self.require_open()
         routes = {group.topic: self._router.route(group.topic) for group in groups}
-        if receipt is not None:
-            _require_acknowledging(routes)
-            groups = [group.with_receipt(receipt) for group in groups]
+        if receipt is None:
+            return await self._offer(publisher, groups, routes)
+        _require_acknowledging(routes)
+        with receipt.offering():
+            expected = [group.with_receipt(receipt) for group in groups]
+            return await self._offer(publisher, expected, routes)
+
+    async def _offer(self, publisher: str, groups: Sequence[Group], routes: Routes) -> int:
         if self._backpressure.concerns(routes.values()):
             return await self._publish_patiently(publisher, groups)
         tally, now_s = self._publishers.of(publisher), self._monotonic()
@@ -279,7 +288,12 @@ class Broker:
             raise SubscriptionLimitError(self.limits.max_subscriptions)
         name = f"subscription-{next(self._serial)}"
         subscription = Subscription(
-            name, identity, terms, self._wall_ns(), self.limits.max_remembered_messages
+            name,
+            identity,
+            terms,
+            self._wall_ns(),
+            self.limits.max_remembered_messages,
+            self._monotonic,
         )
         self.quota.grant(identity, terms.limits.max_bytes)
         try:
@@ -297,12 +311,15 @@ class Broker:
         return Opening(subscription, False, self._offer_history(subscription, terms.history))
 
     def _resume(self, subscription: Subscription, terms: SubscriptionTerms) -> Opening:
-        if terms.limits != subscription.terms.limits:
-            raise InvalidSubscriptionError(
-                f"the durable subscription {terms.label} goes on with the bounds and the guarantee it"
-                " was opened with; ask for the same, or unsubscribe it first",
-                subscriber_id=terms.label,
-            )
+        for name in ("limits", "duplicates", "durability", "is_ordered"):
+            if getattr(terms, name) != getattr(subscription.terms, name):
+                raise InvalidSubscriptionError(
+                    f"the durable subscription {terms.label} goes on with the bounds and the guarantee"
+                    f" it was opened with, and its {name} would change; ask for the same, or"
+                    " unsubscribe it first",
+                    subscriber_id=terms.label,
+                    changed=name,
+                )
         self.update(subscription, terms)
         subscription.mailbox = subscription.mailbox.succeed()
         subscription.away_since_s = None
@@ -311,11 +328,12 @@ class Broker:
     def _offer_history(self, subscription: Subscription, history: HistoryTerms | None) -> bool:
         if history is None:
             return True
-        age_s = history.max_age_s or self._ring.limits.max_age_s
-        since_s = self._monotonic() - age_s
+        now_s = self._monotonic()
+        since_s = now_s - history.max_age_s if history.max_age_s else -inf
+        self._ring.trim(now_s)
         offers: list[tuple[Group, int]] = []
         left = history.max_messages or self._ring.message_count
-        for group in self._ring.latest_first(since_s):
+        for group in self._ring.latest_first(since_s, now_s):
             if left == 0:
                 break
             floor = subscription.floor_of(group.topic)
@@ -369,6 +387,8 @@ class Broker:
         for group in groups:
             await self._backpressure.make_room(group, self._router.route)
             route = self._router.route(group.topic)
+            if group.receipt is not None and not _is_acknowledged(route):
+                group.receipt.fail()  # whoever would have acknowledged has left meanwhile
             tally = self._publishers.of(publisher)
             offered += self._deliver(group, route, tally, self._monotonic())
         return offered
@@ -377,10 +397,10 @@ class Broker:
         left = subscription.mailbox.withdraw()
         for group in heirs.hand_on(left):
             self._ended.recount(group.count, DropReason.MOVED, DropReason.CLOSED)
-            if group.receipt is not None:
+            if group.receipt is not None and subscription.terms.acknowledges:
                 group.receipt.fail()
         for group in left:
-            if group.receipt is not None:
+            if group.receipt is not None and subscription.terms.acknowledges:
                 group.receipt.settle(group.count)  # whoever has it now expects it again
 
     def _require_grantable(self, terms: SubscriptionTerms) -> None:
@@ -405,8 +425,12 @@ class Broker:
 
 def _require_acknowledging(routes: Routes) -> None:
     for topic, route in routes.items():
-        if not any(subscription.terms.acknowledges for subscription, _ in route):
+        if not _is_acknowledged(route):
             raise UnacknowledgedTopicError(topic)
+
+
+def _is_acknowledged(route: Route) -> bool:
+    return any(subscription.terms.acknowledges for subscription, _ in route)
 
 
 def _require_within(name: str, value: int, minimum: int, maximum: int) -> None:

@@ -45,15 +45,16 @@ class EventBusSettings(ProcessSettings):
     )
     max_messages_per_s: int = setting(
         2_000_000,
-        help="messages a second that are accepted from all publishers together",
-        minimum=1,
+        help="messages a second accepted from all publishers together; at least a full batch",
+        minimum=10_000,
+        maximum=100_000_000,
     )
     rate_limits: tuple[str, ...] = setting(
         (),
         help="limits such as 'collector/+ events.process 50000/s burst 100000'; see docs/bus.md",
     )
     retained_messages: int = setting(
-        65_536, help="messages kept for subscribers that come late; 0 keeps none", minimum=0
+        16_384, help="messages kept for subscribers that come late; 0 keeps none", minimum=0
     )
     retained_bytes: int = setting(
         16 << 20, help="bytes kept for subscribers that come late; 0 keeps none", minimum=0

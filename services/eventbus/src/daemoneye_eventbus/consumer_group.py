@@ -57,13 +57,12 @@ class ConsumerGroup:
         member.offer(group, floor)
 
     def hand_on(self, groups: Sequence[Group]) -> list[Group]:
-        """Offers what a member left behind to the others; returns what none of them subscribes to."""
+        """Offers what a member left behind to the others; returns what none of them lets through."""
         orphaned = []
         for group in groups:
-            floors = [(one, one.floor_of(group.topic)) for one in self._members]
-            candidates = [(one, floor) for one, floor in floors if floor is not None]
-            if candidates:
-                self.offer(group, candidates)
+            heirs = [(one, floor) for one in self._members for floor in _open_floors(one, group)]
+            if heirs:
+                self.offer(group, heirs)
             else:
                 orphaned.append(group)
         return orphaned
@@ -113,6 +112,15 @@ class ConsumerGroups:
     ) -> None:
         """Offers messages to one member; see ``ConsumerGroup.offer``."""
         self._groups[name].offer(group, candidates)
+
+
+def _open_floors(member: Subscription, group: Group) -> list[int]:
+    """The floor under which a member that is still open lets a group through, if it does."""
+    floor = member.floor_of(group.topic)
+    is_open = member.mailbox.close_reason is None
+    if floor is None or not is_open or not member.lets_through(group.envelope, floor):
+        return []
+    return [floor]
 
 
 def _weight(source_id: str, member_id: str) -> bytes:

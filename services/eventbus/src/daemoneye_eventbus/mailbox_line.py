@@ -235,21 +235,25 @@ class Line:
         entry = self._entries[bisect_right(self._starts, position) - 1]
         return entry if isinstance(entry, Group) else None
 
-    def replace(self, position: int, new: Group) -> None:
-        """Puts a group of one message in the place of another message.
-
-        There must be a group at the position. What remains of it goes on as groups of its own.
-        """
+    def isolate(self, position: int) -> Group | None:
+        """Cuts the group that has a position so that this message is a group; None if there is none."""
+        group = self.find(position)
+        if group is None or group.count == 1:
+            return group
         index = bisect_right(self._starts, position) - 1
-        old, start = cast("Group", self._entries[index]), self._starts[index]
+        start = self._starts[index]
         pieces: list[Group] = []
         if position > start:
-            before, old = old.split(position - start)
+            before, group = group.split(position - start)
             pieces.append(before)
-        pieces.append(new)
-        if old.count > 1:
-            pieces.append(old.split(1)[1])
-        self._put_in_place(index, start, pieces)
+        single, *after = group.split(1) if group.count > 1 else (group,)
+        self._put_in_place(index, start, [*pieces, single, *after])
+        return single
+
+    def replace(self, position: int, group: Group) -> None:
+        """Puts a group of one message in the place of another one."""
+        index = bisect_right(self._starts, position) - 1
+        self._put_in_place(index, position, (group,))
 
     def _put_in_place(self, index: int, start: int, pieces: Iterable[Group]) -> None:
         """Puts groups with as many messages in the place of one."""

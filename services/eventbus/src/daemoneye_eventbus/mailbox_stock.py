@@ -124,8 +124,8 @@ class Stock:
 
         Neither is anything done when the bounds do not allow it.
         """
-        old = self.waiting.find(position)
-        if old is None or not self.has_room(0, group.size_bytes - old.size_bytes // old.count):
+        old = self.waiting.isolate(position)
+        if old is None or not self.has_room(0, group.size_bytes - old.size_bytes):
             return False
         entry = self._admit(group)
         if old.receipt is not None and self.acknowledges:

@@ -6,6 +6,8 @@ subscriber that ended is not.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from daemoneye_eventbus.errors import NoSubscriberError
 
@@ -25,6 +27,15 @@ class Receipt:
     def is_settled(self) -> bool:
         """Whether ``wait`` would return, or raise, at once."""
         return self._done.done() or not self._open_count
+
+    @contextmanager
+    def offering(self) -> Iterator[None]:
+        """Keeps it open while the batch is offered: what is done meanwhile is not all of it."""
+        self.expect(1)
+        try:
+            yield
+        finally:
+            self.settle(1)
 
     def expect(self, count: int) -> None:
         """Notes that this many messages went to a subscription that acknowledges."""

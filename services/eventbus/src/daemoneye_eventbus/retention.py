@@ -6,7 +6,8 @@ way; nothing here is owed to anybody, so what goes is not a loss and is not coun
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 from daemoneye_eventbus.group import Group
 
@@ -17,7 +18,7 @@ __all__ = ["Retained", "RetentionLimits", "RetentionRing"]
 class RetentionLimits:
     """How much of the past is kept; a bound of 0 keeps nothing."""
 
-    max_messages: int = 65_536
+    max_messages: int = 16_384
     max_bytes: int = 16 << 20
     max_age_s: float = 60.0
 
@@ -29,6 +30,16 @@ class Retained:
     group: Group
     accepted_s: float
 
+    def at(self, now_s: float) -> Group | None:
+        """Returns the group with what is left of the time it may wait; None when that is over."""
+        envelope = self.group.envelope
+        if not envelope.ttl_ms:
+            return self.group
+        left_ms = ceil(envelope.ttl_ms - (now_s - self.accepted_s) * 1_000)
+        if left_ms <= 0:
+            return None
+        return Group(replace(envelope, ttl_ms=left_ms), self.group.content)
+
 
 class RetentionRing:
     """What is retained, oldest first."""
@@ -37,7 +48,7 @@ class RetentionRing:
         self.limits = limits
         self._ring: deque[Retained] = deque()
         self._is_off = not (limits.max_messages and limits.max_bytes and limits.max_age_s)
-        self._forgotten_s = float("-inf")
+        self._forgotten_s: float | None = None
         self.message_count = 0
         self.size_bytes = 0
 
@@ -59,16 +70,18 @@ class RetentionRing:
         while self._ring and self._ring[0].accepted_s < oldest_s:
             self._forget()
 
-    def latest_first(self, since_s: float) -> Iterator[Group]:
-        """Yields what was accepted at that time or later, the latest first."""
+    def latest_first(self, since_s: float, now_s: float) -> Iterator[Group]:
+        """Yields what was accepted at that time or later and has not expired, the latest first."""
         for retained in reversed(self._ring):
             if retained.accepted_s < since_s:
                 return
-            yield retained.group
+            group = retained.at(now_s)
+            if group is not None:
+                yield group
 
     def reaches_back_to(self, since_s: float) -> bool:
         """Whether nothing accepted at that time or later was forgotten."""
-        return self._forgotten_s < since_s
+        return self._forgotten_s is None or self._forgotten_s < since_s
 
     def _forget(self) -> None:
         oldest = self._ring.popleft()

@@ -1,16 +1,16 @@
 """The gRPC face of the broker: proto to domain and back, no logic of its own.
 
-``Publish`` and ``PublishStream`` take undecoded bytes, since the messages in them are forwarded as
-they came; the other methods use the generated types.
+Every method takes undecoded bytes: what is published is forwarded as it came, and what does not
+decode is the caller's mistake, which grpc would answer as a defect of ours.
 """
 
 import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -36,6 +36,8 @@ SERVICE_NAME = "daemoneye.eventbus.v1.EventBusService"
 
 OPEN_TIMEOUT_S = 10.0
 """How long a subscription stream may stand without saying what it subscribes to."""
+
+RequestT = TypeVar("RequestT", bound=Message)
 
 log = logging.getLogger("daemoneye.eventbus")
 
@@ -94,11 +96,12 @@ class EventBusService:
                 self._publishing.discard(stream)
 
     async def Subscribe(
-        self, requests: AsyncIterator[pb.SubscribeRequest], context: Any
+        self, encoded: AsyncIterator[bytes], context: Any
     ) -> AsyncIterator[Message]:
         """Opens one subscription and delivers until its stream ends."""
         subscriber = caller()
         name = subscriber.identity.name
+        requests = _SubscribeRequests(encoded)
         with self._broker.quota.stream(name):
             asked = await _first_request(requests)
             terms = TermsReader(subscriber, self._rules.access, self._broker.limits)
@@ -144,21 +147,52 @@ def add_event_bus_to_server(servicer: EventBusService, server: grpc.aio.Server) 
     handlers: dict[str, Any] = {
         "Publish": unary(servicer.Publish, None, _encode),
         "PublishStream": stream(servicer.PublishStream, None, _encode),
-        "Subscribe": stream(servicer.Subscribe, pb.SubscribeRequest.FromString, _encode),
-        "NegotiateVersion": unary(
-            servicer.NegotiateVersion, pb.NegotiateVersionRequest.FromString, _encode
-        ),
-        "GetBusStats": unary(servicer.GetBusStats, pb.GetBusStatsRequest.FromString, _encode),
-        "ListSubscriptions": unary(
-            servicer.ListSubscriptions, pb.ListSubscriptionsRequest.FromString, _encode
-        ),
+        "Subscribe": stream(servicer.Subscribe, None, _encode),
     }
+    for name, method, kind in (
+        ("NegotiateVersion", servicer.NegotiateVersion, pb.NegotiateVersionRequest),
+        ("GetBusStats", servicer.GetBusStats, pb.GetBusStatsRequest),
+        ("ListSubscriptions", servicer.ListSubscriptions, pb.ListSubscriptionsRequest),
+    ):
+        handlers[name] = unary(_decoding(method, kind), None, _encode)
     generic = grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
     server.add_generic_rpc_handlers((generic,))
 
 
+class _SubscribeRequests:
+    """Decodes one after the other; no generator, which would have to be closed before grpc's own."""
+
+    def __init__(self, encoded: AsyncIterator[bytes]) -> None:
+        self._encoded = encoded
+
+    def __aiter__(self) -> "_SubscribeRequests":
+        return self
+
+    async def __anext__(self) -> pb.SubscribeRequest:
+        return _decode(pb.SubscribeRequest, await anext(self._encoded))
+
+
 def _encode(message: Message) -> bytes:
     return message.SerializeToString()
+
+
+def _decode(kind: type[RequestT], encoded: bytes) -> RequestT:
+    try:
+        return kind.FromString(encoded)
+    except DecodeError:
+        name = kind.DESCRIPTOR.name
+        raise InvalidRequestError(
+            f"the request does not decode; send an encoded {name}", expected=name
+        ) from None
+
+
+def _decoding(
+    method: Callable[[Any, Any], Awaitable[Message]], kind: type[Message]
+) -> Callable[[bytes, Any], Awaitable[Message]]:
+    async def call(encoded: bytes, context: Any) -> Message:
+        return await method(_decode(kind, encoded), context)
+
+    return call
 
 
 async def _first_request(requests: AsyncIterator[pb.SubscribeRequest]) -> pb.OpenSubscription:

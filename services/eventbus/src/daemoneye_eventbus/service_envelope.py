@@ -24,7 +24,7 @@ from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
 from daemoneye_mesh.group import split_block
 from daemoneye_mesh.limits import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, MAX_MESSAGE_BYTES
 
-__all__ = ["EnvelopeReader"]
+__all__ = ["EnvelopeReader", "count_messages"]
 
 MAX_PRIORITY = 255
 MAX_MESSAGE_ID_BYTES = 64
@@ -162,6 +162,18 @@ class EnvelopeReader:
             raise InvalidMessageError(
                 index, "its sequence passes the greatest number", "begin a new epoch"
             )
+
+
+def count_messages(messages: Sequence[bytes], groups: Sequence[bytes]) -> int:
+    """Returns how many messages a batch has; a group that does not decode counts as one."""
+    return len(messages) + sum(map(_count_group, groups))
+
+
+def _count_group(encoded: bytes) -> int:
+    try:
+        return max(1, len(split_block(frame_pb2.GroupFrame.FromString(encoded).block)))
+    except DecodeError:
+        return 1
 
 
 def _follows(first: Envelope, envelope: Envelope, count: int) -> bool:

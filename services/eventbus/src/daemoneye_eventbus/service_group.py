@@ -3,7 +3,7 @@
 Invariant: the encoded group is forwarded as the bytes that came.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from daemoneye.eventbus.v1 import eventbus_pb2, frame_pb2, group_pb2
 from daemoneye_eventbus.group import Envelope, Group
@@ -33,10 +33,19 @@ class GroupContent:
         head = encode_group(group.envelope, frames[:count])
         return GroupContent(head), GroupContent(encode_group(rest, frames[count:]))
 
-    def messages(self) -> list[bytes]:
-        """Returns the encoded messages, each with metadata of its own."""
+    def messages(self, max_bytes: int) -> Iterator[list[bytes]]:
+        """Yields the encoded messages, each with metadata of its own, by lists of ``max_bytes``.
+
+        A list has one message at least. Ten thousand messages that share an envelope of 70 kB are
+        small as a group, and would fill the memory if each got its copy at once.
+        """
         group = frame_pb2.GroupFrame.FromString(self.encoded)
-        return expand_group(group.envelope, group.block)
+        count = group.envelope.count
+        if count > 1 and len(group.block) + count * group.envelope.ByteSize() > max_bytes:
+            for part in self.split(count // 2):
+                yield from part.messages(max_bytes)
+        else:
+            yield expand_group(group.envelope, group.block)
 
 
 def make_group(envelope: Envelope, frames: Sequence[bytes]) -> Group:

@@ -7,13 +7,13 @@ every message of it counts as refused under the reason.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
+from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_eventbus.broker import Broker
 from daemoneye_eventbus.group import Group
 from daemoneye_eventbus.rate_limit import RateLimiter
 from daemoneye_eventbus.receipt import Receipt
 from daemoneye_eventbus.refusals import RefusalLog
-from daemoneye_eventbus.service_envelope import EnvelopeReader
+from daemoneye_eventbus.service_envelope import EnvelopeReader, count_messages
 from daemoneye_eventbus.tracker import Tracker
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.errors import (
@@ -26,7 +26,7 @@ from daemoneye_mesh.identity import Caller
 
 __all__ = ["Accepted", "Intake", "IntakeRules"]
 
-_ASSURANCES = frozenset(pb.PublishAssurance.values())
+_ASSURANCES = frozenset(eventbus_pb2.PublishAssurance.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class Intake:
             self._judge(found)
             routed = await self._broker.publish(self._name, found, receipt)
         except DaemoneyeError as refusal:
-            self._note(refusal, sum(group.count for group in found) or len(messages) or len(groups))
+            count = sum(group.count for group in found) or count_messages(messages, groups)
+            self._note(refusal, count)
             raise
         for group in found:
             if group.envelope.correlation is not None:
@@ -123,4 +124,4 @@ def _receipt_for(assurance: int) -> Receipt | None:
             reason=ErrorReason.ENUM_UNKNOWN,
             assurance=assurance,
         )
-    return Receipt() if assurance == pb.PUBLISH_ASSURANCE_ACKNOWLEDGED else None
+    return Receipt() if assurance == eventbus_pb2.PUBLISH_ASSURANCE_ACKNOWLEDGED else None

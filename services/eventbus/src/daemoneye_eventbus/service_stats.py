@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
-from daemoneye.eventbus.v1 import subscription_pb2
+from daemoneye.eventbus.v1 import identity_stats_pb2, subscription_pb2
 from daemoneye_eventbus.broker import Broker
 from daemoneye_eventbus.flow import Flow
 from daemoneye_eventbus.mailbox import MailboxCounters, OverflowPolicy
@@ -162,7 +162,7 @@ def _topics(tallies: Mapping[str, Tally]) -> list[pb.TopicStats]:
     ]
 
 
-def _identities(broker: Broker, refusals: RefusalLog) -> list[pb.IdentityStats]:
+def _identities(broker: Broker, refusals: RefusalLog) -> list[identity_stats_pb2.IdentityStats]:
     tallies, usages = broker.publisher_tallies(), broker.quota.usages()
     refused = refusals.by_identity()
     for name in (*usages, *refused):
@@ -171,7 +171,7 @@ def _identities(broker: Broker, refusals: RefusalLog) -> list[pb.IdentityStats]:
     for name, tally in _busiest(tallies):
         usage = usages.get(name)
         listed.append(
-            pb.IdentityStats(
+            identity_stats_pb2.IdentityStats(
                 identity=name,
                 published_count=tally.messages,
                 published_bytes=tally.size_bytes,

@@ -6,13 +6,13 @@ a mailbox from 0.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import NoReturn
 
 from google.protobuf.message import Message
 
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
-from daemoneye.eventbus.v1 import frame_pb2
+from daemoneye.eventbus.v1 import frame_pb2, subscription_control_pb2
 from daemoneye_eventbus.broker import Broker, Opening
 from daemoneye_eventbus.errors import (
     BrokerDrainingError,
@@ -24,7 +24,6 @@ from daemoneye_eventbus.mailbox import (
     Batch,
     Closed,
     CloseReason,
-    Delivery,
     DropReason,
     Gap,
     Notice,
@@ -39,6 +38,10 @@ __all__ = ["SubscriptionStream"]
 DELIVERY_MESSAGES = 2_000
 DELIVERY_BYTES = 256 << 10
 """Bounds of one response; small enough that a stream never waits long for one to be written."""
+
+MESSAGE_BYTES = 1 << 20
+"""Bound of one response of single messages, which repeat the envelope of their group; a message that
+is larger comes alone."""
 
 MAX_UNREAD_ANSWERS = 64
 """Answers that wait for the subscriber to read them; then its requests have to wait."""
@@ -75,7 +78,6 @@ class SubscriptionStream:
         self._is_grouped = is_grouped
         self._terms = terms
         self._unread = asyncio.Semaphore(MAX_UNREAD_ANSWERS)
-        self._refusal: DaemoneyeError | None = None
 
     async def responses(
         self, requests: AsyncIterator[pb.SubscribeRequest], broker_epoch: str
@@ -86,45 +88,55 @@ class SubscriptionStream:
             SlowConsumerError: its queue overflowed under the policy ``disconnect``.
             SupersededSubscriptionError: the same durable subscription was opened again.
             BrokerDrainingError: the broker is shutting down.
-            DaemoneyeError: a request without a request_id could not be done.
+            DaemoneyeError: a request without a request_id could not be done; a durable subscription
+                waits for its return.
         """
         reader = asyncio.ensure_future(self._read(requests))
         try:
             yield self._opened(broker_epoch)
             while True:
                 delivery = await self._mailbox.take(DELIVERY_MESSAGES, DELIVERY_BYTES)
-                if isinstance(delivery, Closed):
-                    break
-                yield self._encode(delivery)
-            self._finish(delivery.reason)
+                match delivery:
+                    case Batch() if self._is_grouped:
+                        yield _encode_groups(delivery)
+                    case Batch():
+                        for response in _encode_messages(delivery):
+                            yield response
+                    case Gap():
+                        yield _encode_gap(delivery)
+                    case Notice(content):
+                        yield self._answer(content)
+                    case Closed(CloseReason.UNSUBSCRIBED):
+                        return
+                    case Closed(reason):
+                        _raise_end(reason, self._opening)
         finally:
             reader.cancel()
             if self._subscription.mailbox is self._mailbox:  # else a newer stream has it
                 self._broker.leave(self._subscription)
 
-    def _finish(self, reason: CloseReason) -> None:
-        if reason is CloseReason.UNSUBSCRIBED:
-            return
-        if self._refusal is not None:
-            raise self._refusal
-        _raise_end(reason, self._opening)
-
     async def _read(self, requests: AsyncIterator[pb.SubscribeRequest]) -> None:
         """Does what comes; the end of the requests does not end the subscription."""
-        async for request in requests:
-            if request.request_id:
-                await self._unread.acquire()
-            changed = pb.SubscriptionChanged(request_id=request.request_id)
-            try:
-                changed.flushed_count = self._do(request)
-            except DaemoneyeError as refusal:
-                if not request.request_id:
-                    self._refusal = refusal
-                    self._mailbox.close(CloseReason.REFUSED)
-                    return
-                changed.error.CopyFrom(to_detail(refusal))
-            if request.request_id:
-                self._mailbox.post(Notice(changed))
+        try:
+            async for request in requests:
+                if self._subscription.mailbox is not self._mailbox:
+                    return  # a newer stream has it
+                await self._obey(request)
+        except Exception as error:
+            # The stream ends with it, once what stands before it was told; the subscription need not.
+            self._mailbox.post(Notice(error))
+
+    async def _obey(self, request: pb.SubscribeRequest) -> None:
+        if not request.request_id:
+            self._do(request)
+            return
+        await self._unread.acquire()
+        changed = subscription_control_pb2.SubscriptionChanged(request_id=request.request_id)
+        try:
+            changed.flushed_count = self._do(request)
+        except DaemoneyeError as refusal:
+            changed.error.CopyFrom(to_detail(refusal))
+        self._mailbox.post(Notice(changed))
 
     def _do(self, request: pb.SubscribeRequest) -> int:
         """Does one thing; returns how many messages it threw away."""
@@ -170,7 +182,7 @@ class SubscriptionStream:
             raise InvalidSubscriptionError("a credit of 0 messages; grant at least 1", messages=0)
         self._mailbox.grant(messages)
 
-    def _update(self, update: pb.UpdateSubscription) -> None:
+    def _update(self, update: subscription_control_pb2.UpdateSubscription) -> None:
         terms = self._terms.read_update(update.config, self._subscription.terms)
         self._broker.update(self._subscription, terms)
 
@@ -190,35 +202,56 @@ class SubscriptionStream:
             opened.max_unacknowledged_messages = limits.acknowledgement.max_unacknowledged
         return pb.SubscribeResponse(opened=opened)
 
-    def _encode(self, delivery: Delivery) -> Message:
-        match delivery:
-            case Batch():
-                return self._encode_batch(delivery)
-            case Gap():
-                gap = pb.GapMarker(
-                    dropped_count=delivery.count,
-                    dropped_bytes=delivery.size_bytes,
-                    reason=_GAP_REASONS[delivery.reason],
-                    position=delivery.last_position + 1,
-                )
-                return pb.SubscribeResponse(gap=gap)
-            case Notice(content):
-                self._unread.release()
-                assert isinstance(content, pb.SubscriptionChanged)  # noqa: S101 - we post no other
-                return pb.SubscribeResponse(changed=content)
-            case _:
-                raise InternalError("a delivery of an unknown kind; report this")
+    def _answer(self, content: object) -> Message:
+        if isinstance(content, Exception):
+            raise content
+        self._unread.release()
+        assert isinstance(content, subscription_control_pb2.SubscriptionChanged)  # noqa: S101 - we post no other
+        return pb.SubscribeResponse(changed=content)
 
-    def _encode_batch(self, batch: Batch) -> Message:
-        contents = [_content(group.content) for group in batch.groups]
-        frames = frame_pb2.MessageBatchFrames(
-            position=batch.last_position + 1, redelivered=batch.is_redelivered
+
+def _encode_gap(gap: Gap) -> Message:
+    return pb.SubscribeResponse(
+        gap=pb.GapMarker(
+            dropped_count=gap.count,
+            dropped_bytes=gap.size_bytes,
+            reason=_GAP_REASONS[gap.reason],
+            position=gap.last_position + 1,
         )
-        if self._is_grouped:
-            frames.groups.extend([content.encoded for content in contents])
-        else:
-            frames.messages.extend([one for content in contents for one in content.messages()])
-        return frame_pb2.SubscribeFrames(batch=frames)
+    )
+
+
+def _encode_groups(batch: Batch) -> Message:
+    frames = frame_pb2.MessageBatchFrames(
+        groups=[_content(group.content).encoded for group in batch.groups],
+        position=batch.last_position + 1,
+        redelivered=batch.is_redelivered,
+    )
+    return frame_pb2.SubscribeFrames(batch=frames)
+
+
+def _encode_messages(batch: Batch) -> Iterator[Message]:
+    """Yields responses of single messages within a bound of their own."""
+    position, is_redelivered = batch.first_position, batch.is_redelivered
+    messages: list[bytes] = []
+    size_bytes = 0
+    for group in batch.groups:
+        for portion in _content(group.content).messages(MESSAGE_BYTES):
+            portion_bytes = sum(map(len, portion))
+            if messages and size_bytes + portion_bytes > MESSAGE_BYTES:
+                yield _encode_portion(messages, position, is_redelivered)
+                messages, size_bytes = [], 0
+            messages += portion
+            size_bytes += portion_bytes
+            position += len(portion)
+    yield _encode_portion(messages, position, is_redelivered)
+
+
+def _encode_portion(messages: list[bytes], position: int, is_redelivered: bool) -> Message:
+    frames = frame_pb2.MessageBatchFrames(
+        messages=messages, position=position, redelivered=is_redelivered
+    )
+    return frame_pb2.SubscribeFrames(batch=frames)
 
 
 def _content(content: object) -> GroupContent:

@@ -4,7 +4,8 @@ Invariant: whatever matches a pattern is offered to it once, and then is filtere
 mailbox; its counters hold both.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -83,6 +84,7 @@ class Subscription:
         terms: what it asked for.
         opened_at_ns: since the Unix epoch.
         max_remembered_messages: how many messages are remembered to tell repeats.
+        monotonic: clock of its mailbox.
     """
 
     def __init__(
@@ -92,13 +94,15 @@ class Subscription:
         terms: SubscriptionTerms,
         opened_at_ns: int,
         max_remembered_messages: int,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.id = name
         self.identity = identity
         self.terms = terms
         self.opened_at_ns = opened_at_ns
         durability = terms.durability
-        self.mailbox = Mailbox(terms.limits, durability.bounds if durability else None)
+        bounds = durability.bounds if durability else None
+        self.mailbox = Mailbox(terms.limits, bounds, monotonic)
         self.away_since_s: float | None = None
         """Since when nobody reads it; None while its stream stands."""
         is_telling = terms.duplicates is not DuplicateHandling.ALLOW

@@ -22,11 +22,11 @@ async def write(call: Call, request: bytes) -> bool:
     is sending just when the status arrives; the reason of a refusal, and when to come back, would be
     lost. So what it does is done here without that.
     """
+    if call.done():
+        return False
     try:
         await call.wait_for_connection()
     except grpc.aio.AioRpcError:
-        return False
-    if call.done():
         return False
     try:
         await call._cython_call.send_serialized_message(request)  # type: ignore[attr-defined]

@@ -139,11 +139,6 @@ class SubscriptionOptions:
         return self.guarantee is not Guarantee.AT_MOST_ONCE
 
     @property
-    def is_durable(self) -> bool:
-        """Whether it goes on after a reconnect."""
-        return self.durable_for_s is not None
-
-    @property
     def _retained(self) -> bool:
         return self.max_retained_messages is not None or self.max_retained_bytes is not None
 

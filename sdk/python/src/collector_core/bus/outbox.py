@@ -11,7 +11,7 @@ A log on disk takes the place of this class by offering what ``BatchSource`` ask
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,13 +19,16 @@ from collector_core.bus.envelope import EnvelopeKey, OutboxMessage
 from collector_core.bus.errors import AnswerOrderError, MessageTooLargeError
 from collector_core.bus.limits import PublishLimits
 from collector_core.bus.outbox_group import GROUP_BYTES, OutboxGroup
-from collector_core.bus.wire import MAX_PREFIX_BYTES, encode_frames, frame_prefix
+from collector_core.bus.wire import KNOWN_PREFIXES, MAX_PREFIX_BYTES, PREFIXES, encode_frames
 from daemoneye_mesh.errors import ErrorReason
 
 __all__ = ["BatchSource", "Outbox", "OutboxBatch"]
 
 ENOUGH_BYTES = GROUP_BYTES // 2
 """What fills half a batch is worth sending, however few messages it is."""
+
+ROOMY_BYTES = GROUP_BYTES - KNOWN_PREFIXES - MAX_PREFIX_BYTES
+"""A group of this size takes any message with a known prefix."""
 
 log = logging.getLogger("daemoneye.outbox")
 
@@ -132,28 +135,34 @@ class Outbox:
         """
         key, sequence, frame = message
         size_bytes = len(frame)
-        if size_bytes + key.size_bytes > self._max_message_bytes:
-            raise MessageTooLargeError(size_bytes + key.size_bytes, self._max_message_bytes)
-        prefix = frame_prefix(size_bytes)
-        added_bytes = size_bytes + len(prefix)
         group = self._last
-        if group is None or not group.joins(key, sequence, added_bytes):
-            group = None
-            added_bytes += key.size_bytes
-        if self.pending_count and (
-            self.pending_count >= self._max_messages
-            or self.pending_bytes + added_bytes > self._max_bytes
+        # The usual case, and the one that has to be fast: one more of the same kind.
+        if (
+            group is not None
+            and group.key is key
+            and group.next_sequence == sequence
+            and group.largest_bytes >= size_bytes < KNOWN_PREFIXES
+            and group.size_bytes < ROOMY_BYTES
+            and group.count < group.max_count
+            and self.pending_count < self._max_messages
+            and self.pending_bytes + size_bytes < self._max_bytes - MAX_PREFIX_BYTES
         ):
-            return False
-        if group is None:
-            group = self._begin_group(key, sequence)
-        group.append(prefix, frame)
-        self.pending_bytes += added_bytes
-        self.pending_count += 1
-        self.waiting_count += 1
-        if self._wanted_count:
-            self._tell_taker()
-        return True
+            prefix = PREFIXES[size_bytes]
+            block = group.block
+            block += prefix
+            block += frame
+            size_bytes += len(prefix)
+            group.size_bytes += size_bytes
+            group.count += 1
+            if sequence:
+                group.next_sequence = sequence + 1
+            self.pending_bytes += size_bytes
+            self.pending_count += 1
+            self.waiting_count += 1
+            if self._wanted_count:
+                self._tell_taker()
+            return True
+        return self._put_slowly(message)
 
     async def put_many(
         self, frames: Sequence[bytes], key: EnvelopeKey, first_sequence: int = 0
@@ -170,7 +179,8 @@ class Outbox:
         Raises:
             MessageTooLargeError: the broker does not take one of them; none was accepted.
         """
-        largest_bytes = max(map(len, frames), default=0)
+        sizes = set(map(len, frames))
+        largest_bytes = max(sizes, default=0)
         if largest_bytes + key.size_bytes > self._max_message_bytes:
             raise MessageTooLargeError(largest_bytes + key.size_bytes, self._max_message_bytes)
         done = 0
@@ -182,7 +192,7 @@ class Outbox:
                 await self._wait_room()
                 continue
             chunk = frames[done : done + room]
-            self._extend(group, chunk, largest_bytes)
+            self._extend(group, chunk, sizes)
             done += len(chunk)
 
     def take(self, max_messages: int, max_bytes: int) -> OutboxBatch | None:
@@ -285,6 +295,16 @@ class Outbox:
             self._empty.clear()
             await self._empty.wait()
 
+    def _put_slowly(self, message: OutboxMessage) -> bool:
+        key, sequence, frame = message
+        if len(frame) + key.size_bytes > self._max_message_bytes:
+            raise MessageTooLargeError(len(frame) + key.size_bytes, self._max_message_bytes)
+        group = self._find_group(key, sequence, len(frame))
+        if not self._room_count(group, len(frame)):
+            return False
+        self._extend(group, [frame], {len(frame)})
+        return True
+
     def _find_group(self, key: EnvelopeKey, sequence: int, largest_bytes: int) -> OutboxGroup:
         """Returns the group that takes the next message: the last one, or one not begun yet."""
         group = self._last
@@ -308,23 +328,18 @@ class Outbox:
             fitting = max(fitting, 1)
         return max(0, min(fitting, free_messages, group.room_count))
 
-    def _extend(self, group: OutboxGroup, frames: Sequence[bytes], largest_bytes: int) -> None:
+    def _extend(self, group: OutboxGroup, frames: Sequence[bytes], sizes: Set[int]) -> None:
         if not group.count:
             self._last = group
             self._waiting.append(group)
             self.pending_bytes += group.size_bytes
-        block = encode_frames(frames)
-        group.extend(block, len(frames), largest_bytes)
+        block = encode_frames(frames, sizes)
+        group.extend(block, len(frames), max(sizes))
         self.pending_bytes += len(block)
         self.pending_count += len(frames)
         self.waiting_count += len(frames)
         if self._wanted_count:
             self._tell_taker()
-
-    def _begin_group(self, key: EnvelopeKey, sequence: int) -> OutboxGroup:
-        group = self._last = OutboxGroup(key, sequence)
-        self._waiting.append(group)
-        return group
 
     def _split_first(self, max_messages: int, max_bytes: int) -> None:
         group = self._waiting.popleft()

@@ -24,6 +24,7 @@ class OutboxGroup:
         "first_sequence",
         "key",
         "largest_bytes",
+        "max_count",
         "next_sequence",
         "size_bytes",
     )
@@ -33,6 +34,7 @@ class OutboxGroup:
         self.first_sequence = first_sequence
         self.next_sequence = first_sequence
         self.count = 0
+        self.max_count = 1 if key.message_id else GROUP_MESSAGES
         self.size_bytes = key.size_bytes
         """At least what it takes on the wire."""
         self.largest_bytes = 0
@@ -43,7 +45,7 @@ class OutboxGroup:
     @property
     def room_count(self) -> int:
         """How many messages it may still take."""
-        return 1 - self.count if self.key.message_id else GROUP_MESSAGES - self.count
+        return self.max_count - self.count
 
     @property
     def room_bytes(self) -> int:
@@ -55,9 +57,8 @@ class OutboxGroup:
         return (
             sequence == self.next_sequence
             and (key is self.key or key == self.key)
-            and self.count < GROUP_MESSAGES
+            and self.count < self.max_count
             and self.size_bytes + added_bytes <= GROUP_BYTES
-            and not key.message_id
         )
 
     def append(self, prefix: bytes, frame: bytes) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
+from daemoneye.eventbus.v1 import subscription_control_pb2
 from daemoneye_mesh.errors import ErrorReason, UnavailableError
 
 __all__ = ["RequestLane"]
@@ -18,7 +19,7 @@ class RequestLane:
 
     def __init__(self) -> None:
         self._queue: deque[pb.SubscribeRequest] = deque()
-        self._asked: dict[int, asyncio.Future[pb.SubscriptionChanged]] = {}
+        self._asked: dict[int, asyncio.Future[subscription_control_pb2.SubscriptionChanged]] = {}
         self._wanted = asyncio.Event()
         self._last_id = 0
         self._ack_position = 0
@@ -38,7 +39,9 @@ class RequestLane:
         self._queue.append(request)
         self._wanted.set()
 
-    async def ask(self, request: pb.SubscribeRequest) -> pb.SubscriptionChanged:
+    async def ask(
+        self, request: pb.SubscribeRequest
+    ) -> subscription_control_pb2.SubscriptionChanged:
         """Queues a request and returns its answer.
 
         Raises:
@@ -46,7 +49,7 @@ class RequestLane:
         """
         self._last_id += 1
         request.request_id = number = self._last_id
-        answer: asyncio.Future[pb.SubscriptionChanged]
+        answer: asyncio.Future[subscription_control_pb2.SubscriptionChanged]
         answer = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         self.tell(request)
@@ -66,7 +69,7 @@ class RequestLane:
             return pb.SubscribeRequest(ack=pb.AckDeliveries(position=position))
         return self._queue.popleft()
 
-    def settle(self, changed: pb.SubscriptionChanged) -> None:
+    def settle(self, changed: subscription_control_pb2.SubscriptionChanged) -> None:
         """Gives an answer to whoever asked; they may have given up."""
         answer = self._asked.get(changed.request_id)
         if answer is not None and not answer.done():
@@ -82,7 +85,7 @@ class RequestLane:
             if answer.done():
                 continue
             if is_orderly:
-                answer.set_result(pb.SubscriptionChanged(request_id=number))
+                answer.set_result(subscription_control_pb2.SubscriptionChanged(request_id=number))
             else:
                 answer.set_exception(_lost())
 

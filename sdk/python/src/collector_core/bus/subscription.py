@@ -22,6 +22,7 @@ from collector_core.bus.state import LinkState, LinkStateListener, ObservedLink
 from collector_core.bus.subscribe_request import to_selection
 from collector_core.bus.subscription_link import SubscriptionLink
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
+from daemoneye.eventbus.v1 import subscription_control_pb2
 from daemoneye_mesh.errors import DeadlineError, InvalidRequestError
 from daemoneye_mesh.rpc_status import from_detail
 
@@ -156,20 +157,22 @@ class BusSubscription:
         Raises:
             DaemoneyeError: the broker refuses, cannot be reached or does not answer in time.
         """
-        self._stream.is_paused = True
         await self._ask(pb.SubscribeRequest(pause=pb.PauseDelivery()), timeout_s)
+        self._stream.is_paused = True
 
     async def resume(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """Starts delivery again; errors as for ``pause``."""
-        self._stream.is_paused = False
         await self._ask(pb.SubscribeRequest(resume=pb.ResumeDelivery()), timeout_s)
+        self._stream.is_paused = False
 
     async def flush(self, timeout_s: float = REQUEST_TIMEOUT_S) -> int:
         """Throws away what waits at the broker; returns how much. Errors as for ``pause``.
 
         What was thrown away is told as a gap too.
         """
-        changed = await self._ask(pb.SubscribeRequest(flush=pb.FlushQueue()), timeout_s)
+        changed = await self._ask(
+            pb.SubscribeRequest(flush=subscription_control_pb2.FlushQueue()), timeout_s
+        )
         return changed.flushed_count
 
     async def update(
@@ -182,7 +185,7 @@ class BusSubscription:
             timeout_s: how long the broker may take.
         """
         wanted = self._options.with_selection(options)
-        update = pb.UpdateSubscription(config=to_selection(wanted))
+        update = subscription_control_pb2.UpdateSubscription(config=to_selection(wanted))
         await self._ask(pb.SubscribeRequest(update=update), timeout_s)
         self._options = self._stream.options = wanted
 
@@ -190,7 +193,10 @@ class BusSubscription:
         """Lets the broker hand over so many messages more; errors as for ``pause``."""
         if self._stream.credit is None:
             raise InvalidRequestError("credit is granted only with the option credit; set it")
-        await self._ask(pb.SubscribeRequest(credit=pb.GrantCredit(messages=messages)), timeout_s)
+        await self._ask(
+            pb.SubscribeRequest(credit=subscription_control_pb2.GrantCredit(messages=messages)),
+            timeout_s,
+        )
         self._stream.credit += messages
 
     async def unsubscribe(self, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
@@ -200,12 +206,16 @@ class BusSubscription:
         """
         self._stream.is_leaving = True
         try:
-            await self._ask(pb.SubscribeRequest(unsubscribe=pb.Unsubscribe()), timeout_s)
+            await self._ask(
+                pb.SubscribeRequest(unsubscribe=subscription_control_pb2.Unsubscribe()), timeout_s
+            )
         except BaseException:
             self._stream.is_leaving = False
             raise
 
-    async def _ask(self, request: pb.SubscribeRequest, timeout_s: float) -> pb.SubscriptionChanged:
+    async def _ask(
+        self, request: pb.SubscribeRequest, timeout_s: float
+    ) -> subscription_control_pb2.SubscriptionChanged:
         self._require_open()
         inbox = self._stream.inbox
         try:

@@ -223,8 +223,8 @@ class SubscriptionLink:
         history_s = self.options.history_s
         if history_s is None or self._heard_s is None:
             return history_s
-        if self.options.is_durable:
-            return None  # the broker has kept for us what we missed
+        # Durable or not: a broker that has kept our place passes over it, and another one, after a
+        # restart, may have taken messages before we came back.
         return self._monotonic() - self._heard_s + HISTORY_MARGIN_S
 
     def _patience_s(self) -> float | None:

@@ -5,11 +5,13 @@ Invariant: the bytes are what protobuf would read as the same ``GroupFrame`` and
 protobuf's own objects it is copied four times.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 __all__ = [
+    "KNOWN_PREFIXES",
     "MAX_GROUP_OVERHEAD_BYTES",
     "MAX_PREFIX_BYTES",
+    "PREFIXES",
     "encode_frames",
     "encode_group_parts",
     "encode_publish_request",
@@ -33,7 +35,8 @@ MAX_GROUP_OVERHEAD_BYTES = 40
 MAX_PREFIX_BYTES = 5
 """Most that a block spends on one message beside the message."""
 
-_KNOWN_PREFIXES = 4_096
+KNOWN_PREFIXES = 4_096
+"""Messages below this size have their prefix ready in ``PREFIXES``."""
 
 
 def _varint(number: int) -> bytes:
@@ -45,21 +48,27 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-_PREFIXES = tuple(_BLOCK_MESSAGES + _varint(size_bytes) for size_bytes in range(_KNOWN_PREFIXES))
+PREFIXES = tuple(_BLOCK_MESSAGES + _varint(size_bytes) for size_bytes in range(KNOWN_PREFIXES))
+"""What stands before a message in a block, by its size."""
 
 
 def frame_prefix(size_bytes: int) -> bytes:
     """Returns what stands before a message of this size in a block."""
-    if size_bytes < _KNOWN_PREFIXES:
-        return _PREFIXES[size_bytes]
+    if size_bytes < KNOWN_PREFIXES:
+        return PREFIXES[size_bytes]
     return _BLOCK_MESSAGES + _varint(size_bytes)
 
 
-def encode_frames(frames: Sequence[bytes]) -> bytes:
-    """Returns an encoded ``MessageBlock``; fast where all messages have one size."""
-    sizes = set(map(len, frames))
+def encode_frames(frames: Sequence[bytes], sizes: Set[int] | None = None) -> bytes:
+    """Returns an encoded ``MessageBlock``; fast where all messages have one size.
+
+    Args:
+        frames: the messages.
+        sizes: all sizes that they have, if that is known.
+    """
+    sizes = sizes or set(map(len, frames))
     if len(sizes) == 1:
-        prefix = frame_prefix(sizes.pop())
+        prefix = frame_prefix(next(iter(sizes)))
         return prefix + prefix.join(frames)
     return b"".join(part for frame in frames for part in (frame_prefix(len(frame)), frame))
 

@@ -174,6 +174,36 @@ CONTROL_OPERATION_GRACEFUL_SHUTDOWN: ControlOperation.ValueType  # 8
 """Drain, then exit."""
 Global___ControlOperation: _TypeAlias = ControlOperation  # noqa: Y015
 
+class _PublishAssurance:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PublishAssuranceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PublishAssurance.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUBLISH_ASSURANCE_UNSPECIFIED: _PublishAssurance.ValueType  # 0
+    """The broker's default, ACCEPTED."""
+    PUBLISH_ASSURANCE_ACCEPTED: _PublishAssurance.ValueType  # 1
+    """When it is in the queues of its subscribers."""
+    PUBLISH_ASSURANCE_ACKNOWLEDGED: _PublishAssurance.ValueType  # 2
+    """When every subscription that acknowledges and that it was offered to has acknowledged it. Where
+    there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
+    batch until it is answered loses nothing, whoever dies.
+    """
+
+class PublishAssurance(_PublishAssurance, metaclass=_PublishAssuranceEnumTypeWrapper):
+    """When a batch is answered."""
+
+PUBLISH_ASSURANCE_UNSPECIFIED: PublishAssurance.ValueType  # 0
+"""The broker's default, ACCEPTED."""
+PUBLISH_ASSURANCE_ACCEPTED: PublishAssurance.ValueType  # 1
+"""When it is in the queues of its subscribers."""
+PUBLISH_ASSURANCE_ACKNOWLEDGED: PublishAssurance.ValueType  # 2
+"""When every subscription that acknowledges and that it was offered to has acknowledged it. Where
+there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
+batch until it is answered loses nothing, whoever dies.
+"""
+Global___PublishAssurance: _TypeAlias = PublishAssurance  # noqa: Y015
+
 class _AlertSeverity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015

@@ -25,11 +25,13 @@ _sym_db = _symbol_database.Default()
 from daemoneye.common.v1 import error_pb2 as daemoneye_dot_common_dot_v1_dot_error__pb2
 from daemoneye.eventbus.v1 import eventbus_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__pb2
 from daemoneye.eventbus.v1 import group_pb2 as daemoneye_dot_eventbus_dot_v1_dot_group__pb2
+from daemoneye.eventbus.v1 import identity_stats_pb2 as daemoneye_dot_eventbus_dot_v1_dot_identity__stats__pb2
 from daemoneye.eventbus.v1 import subscription_pb2 as daemoneye_dot_eventbus_dot_v1_dot_subscription__pb2
+from daemoneye.eventbus.v1 import subscription_control_pb2 as daemoneye_dot_eventbus_dot_v1_dot_subscription__control__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,daemoneye/eventbus/v1/eventbus_service.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a\x1f\x64\x61\x65moneye/common/v1/error.proto\x1a$daemoneye/eventbus/v1/eventbus.proto\x1a!daemoneye/eventbus/v1/group.proto\x1a(daemoneye/eventbus/v1/subscription.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x0ePublishRequest\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x33\n\x06groups\x18\x02 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12:\n\tassurance\x18\x03 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"?\n\x0fPublishResponse\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\r\x12\x14\n\x0crouted_count\x18\x02 \x01(\x04\"\xd3\x01\n\x14PublishStreamRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x38\n\x08messages\x18\x02 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x33\n\x06groups\x18\x03 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12:\n\tassurance\x18\x04 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"\x88\x01\n\x15PublishStreamResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x02 \x01(\r\x12\x14\n\x0crouted_count\x18\x03 \x01(\x04\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32 .daemoneye.common.v1.ErrorDetail\"3\n\x07History\x12\x12\n\nmax_age_ms\x18\x01 \x01(\x04\x12\x14\n\x0cmax_messages\x18\x02 \x01(\r\"\x80\x03\n\x10OpenSubscription\x12\x39\n\x06\x63onfig\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionConfig\x12>\n\x0foverflow_policy\x18\x02 \x01(\x0e\x32%.daemoneye.eventbus.v1.OverflowPolicy\x12\x17\n\x0fmax_queue_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07grouped\x18\x04 \x01(\x08\x12\x18\n\x10\x62lock_timeout_ms\x18\x05 \x01(\r\x12\x16\n\x0e\x61\x63k_timeout_ms\x18\x06 \x01(\r\x12#\n\x1bmax_unacknowledged_messages\x18\x07 \x01(\r\x12\x1b\n\x0einitial_credit\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x34\n\x07history\x18\t \x01(\x0b\x32\x1e.daemoneye.eventbus.v1.HistoryH\x01\x88\x01\x01\x42\x11\n\x0f_initial_creditB\n\n\x08_history\"!\n\rAckDeliveries\x12\x10\n\x08position\x18\x01 \x01(\x04\"O\n\x12UpdateSubscription\x12\x39\n\x06\x63onfig\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionConfig\"\x0c\n\nFlushQueue\"\r\n\x0bUnsubscribe\"\x1f\n\x0bGrantCredit\x12\x10\n\x08messages\x18\x01 \x01(\r\"\x0f\n\rPauseDelivery\"\x10\n\x0eResumeDelivery\"\xf0\x03\n\x10SubscribeRequest\x12\x37\n\x04open\x18\x01 \x01(\x0b\x32\'.daemoneye.eventbus.v1.OpenSubscriptionH\x00\x12\x33\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32$.daemoneye.eventbus.v1.AckDeliveriesH\x00\x12\x35\n\x05pause\x18\x03 \x01(\x0b\x32$.daemoneye.eventbus.v1.PauseDeliveryH\x00\x12\x37\n\x06resume\x18\x04 \x01(\x0b\x32%.daemoneye.eventbus.v1.ResumeDeliveryH\x00\x12;\n\x06update\x18\x05 \x01(\x0b\x32).daemoneye.eventbus.v1.UpdateSubscriptionH\x00\x12\x32\n\x05\x66lush\x18\x06 \x01(\x0b\x32!.daemoneye.eventbus.v1.FlushQueueH\x00\x12\x39\n\x0bunsubscribe\x18\x07 \x01(\x0b\x32\".daemoneye.eventbus.v1.UnsubscribeH\x00\x12\x34\n\x06\x63redit\x18\x08 \x01(\x0b\x32\".daemoneye.eventbus.v1.GrantCreditH\x00\x12\x12\n\nrequest_id\x18\x64 \x01(\x04\x42\x08\n\x06\x61\x63tion\"\xf2\x01\n\x12SubscriptionOpened\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x1a\n\x12max_queue_messages\x18\x02 \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62roker_epoch\x18\x04 \x01(\t\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\x12\x10\n\x08position\x18\x06 \x01(\x04\x12\x18\n\x10history_complete\x18\x07 \x01(\x08\x12\x16\n\x0e\x61\x63k_timeout_ms\x18\x08 \x01(\r\x12#\n\x1bmax_unacknowledged_messages\x18\t \x01(\r\"q\n\x13SubscriptionChanged\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x15\n\rflushed_count\x18\x02 \x01(\x04\x12/\n\x05\x65rror\x18\x03 \x01(\x0b\x32 .daemoneye.common.v1.ErrorDetail\"\xa4\x01\n\x0cMessageBatch\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x33\n\x06groups\x18\x03 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12\x13\n\x0bredelivered\x18\x04 \x01(\x08\"}\n\tGapMarker\x12\x15\n\rdropped_count\x18\x01 \x01(\x04\x12\x15\n\rdropped_bytes\x18\x02 \x01(\x04\x12\x30\n\x06reason\x18\x03 \x01(\x0e\x32 .daemoneye.eventbus.v1.GapReason\x12\x10\n\x08position\x18\x04 \x01(\x04\"\xfe\x01\n\x11SubscribeResponse\x12;\n\x06opened\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionOpenedH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.daemoneye.eventbus.v1.MessageBatchH\x00\x12/\n\x03gap\x18\x03 \x01(\x0b\x32 .daemoneye.eventbus.v1.GapMarkerH\x00\x12=\n\x07\x63hanged\x18\x04 \x01(\x0b\x32*.daemoneye.eventbus.v1.SubscriptionChangedH\x00\x42\x06\n\x04item\"\\\n\x17NegotiateVersionRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32\x30.daemoneye.eventbus.v1.VersionNegotiationRequest\"\xaf\x01\n\x18NegotiateVersionResponse\x12\x43\n\x08response\x18\x01 \x01(\x0b\x32\x31.daemoneye.eventbus.v1.VersionNegotiationResponse\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\r\x12\x17\n\x0fmax_batch_bytes\x18\x03 \x01(\r\x12\x1a\n\x12max_batch_messages\x18\x04 \x01(\r\"\x14\n\x12GetBusStatsRequest\"\xc0\x02\n\x0c\x46lowCounters\x12\x15\n\roffered_count\x18\x01 \x01(\x04\x12\x17\n\x0f\x64\x65livered_count\x18\x02 \x01(\x04\x12L\n\rdropped_count\x18\x03 \x03(\x0b\x32\x35.daemoneye.eventbus.v1.FlowCounters.DroppedCountEntry\x12\x15\n\rpending_count\x18\x04 \x01(\x04\x12\x15\n\rpending_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iltered_count\x18\x06 \x01(\x04\x12\x1c\n\x14unacknowledged_count\x18\x07 \x01(\x04\x12\x19\n\x11redelivered_count\x18\x08 \x01(\x04\x1a\x33\n\x11\x44roppedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"|\n\nTopicStats\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x17\n\x0fpublished_count\x18\x02 \x01(\x04\x12\x17\n\x0fpublished_bytes\x18\x03 \x01(\x04\x12\x15\n\roffered_count\x18\x04 \x01(\x04\x12\x16\n\x0eunrouted_count\x18\x05 \x01(\x04\"\xbd\x02\n\rIdentityStats\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x17\n\x0fpublished_count\x18\x02 \x01(\x04\x12\x17\n\x0fpublished_bytes\x18\x03 \x01(\x04\x12\x15\n\roffered_count\x18\x04 \x01(\x04\x12M\n\rrefused_count\x18\x05 \x03(\x0b\x32\x36.daemoneye.eventbus.v1.IdentityStats.RefusedCountEntry\x12\x14\n\x0cstream_count\x18\x06 \x01(\r\x12\x1a\n\x12subscription_count\x18\x07 \x01(\r\x12\x1b\n\x13granted_queue_bytes\x18\x08 \x01(\x04\x1a\x33\n\x11RefusedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9b\x04\n\x13GetBusStatsResponse\x12\x14\n\x0c\x62roker_epoch\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fpublished_count\x18\x03 \x01(\x04\x12\x17\n\x0fpublished_bytes\x18\x04 \x01(\x04\x12S\n\rrefused_count\x18\x05 \x03(\x0b\x32<.daemoneye.eventbus.v1.GetBusStatsResponse.RefusedCountEntry\x12\x31\n\x04\x66low\x18\x06 \x01(\x0b\x32#.daemoneye.eventbus.v1.FlowCounters\x12\x31\n\x06topics\x18\x07 \x03(\x0b\x32!.daemoneye.eventbus.v1.TopicStats\x12\x1a\n\x12subscription_count\x18\x08 \x01(\r\x12\x38\n\nidentities\x18\t \x03(\x0b\x32$.daemoneye.eventbus.v1.IdentityStats\x12\x16\n\x0eunrouted_count\x18\n \x01(\x04\x12\x16\n\x0eretained_count\x18\x0b \x01(\x04\x12\x16\n\x0eretained_bytes\x18\x0c \x01(\x04\x1a\x33\n\x11RefusedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x1a\n\x18ListSubscriptionsRequest\"\xa0\x03\n\x10SubscriptionInfo\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x15\n\rsubscriber_id\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x10\n\x08patterns\x18\x04 \x03(\t\x12\x31\n\x04\x66low\x18\x05 \x01(\x0b\x32#.daemoneye.eventbus.v1.FlowCounters\x12-\n\topened_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x06\x63onfig\x18\x07 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionConfig\x12>\n\x0foverflow_policy\x18\x08 \x01(\x0e\x32%.daemoneye.eventbus.v1.OverflowPolicy\x12\x1a\n\x12max_queue_messages\x18\t \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\n \x01(\x04\x12\x13\n\x0bis_attached\x18\x0b \x01(\x08\x12\x11\n\tis_paused\x18\x0c \x01(\x08\"[\n\x19ListSubscriptionsResponse\x12>\n\rsubscriptions\x18\x01 \x03(\x0b\x32\'.daemoneye.eventbus.v1.SubscriptionInfo*y\n\x10PublishAssurance\x12!\n\x1dPUBLISH_ASSURANCE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPUBLISH_ASSURANCE_ACCEPTED\x10\x01\x12\"\n\x1ePUBLISH_ASSURANCE_ACKNOWLEDGED\x10\x02*\xae\x01\n\x0eOverflowPolicy\x12\x1f\n\x1bOVERFLOW_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bOVERFLOW_POLICY_DROP_OLDEST\x10\x01\x12\x1f\n\x1bOVERFLOW_POLICY_DROP_NEWEST\x10\x02\x12\x1e\n\x1aOVERFLOW_POLICY_DISCONNECT\x10\x03\x12\x19\n\x15OVERFLOW_POLICY_BLOCK\x10\x04*\xc8\x01\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19GAP_REASON_DROPPED_OLDEST\x10\x01\x12\x1d\n\x19GAP_REASON_DROPPED_NEWEST\x10\x02\x12\x16\n\x12GAP_REASON_EXPIRED\x10\x03\x12\x17\n\x13GAP_REASON_DEADLINE\x10\x04\x12\x18\n\x14GAP_REASON_RETENTION\x10\x05\x12\x16\n\x12GAP_REASON_FLUSHED\x10\x06\x32\x92\x05\n\x0f\x45ventBusService\x12X\n\x07Publish\x12%.daemoneye.eventbus.v1.PublishRequest\x1a&.daemoneye.eventbus.v1.PublishResponse\x12n\n\rPublishStream\x12+.daemoneye.eventbus.v1.PublishStreamRequest\x1a,.daemoneye.eventbus.v1.PublishStreamResponse(\x01\x30\x01\x12\x62\n\tSubscribe\x12\'.daemoneye.eventbus.v1.SubscribeRequest\x1a(.daemoneye.eventbus.v1.SubscribeResponse(\x01\x30\x01\x12s\n\x10NegotiateVersion\x12..daemoneye.eventbus.v1.NegotiateVersionRequest\x1a/.daemoneye.eventbus.v1.NegotiateVersionResponse\x12\x64\n\x0bGetBusStats\x12).daemoneye.eventbus.v1.GetBusStatsRequest\x1a*.daemoneye.eventbus.v1.GetBusStatsResponse\x12v\n\x11ListSubscriptions\x12/.daemoneye.eventbus.v1.ListSubscriptionsRequest\x1a\x30.daemoneye.eventbus.v1.ListSubscriptionsResponseBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,daemoneye/eventbus/v1/eventbus_service.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a\x1f\x64\x61\x65moneye/common/v1/error.proto\x1a$daemoneye/eventbus/v1/eventbus.proto\x1a!daemoneye/eventbus/v1/group.proto\x1a*daemoneye/eventbus/v1/identity_stats.proto\x1a(daemoneye/eventbus/v1/subscription.proto\x1a\x30\x64\x61\x65moneye/eventbus/v1/subscription_control.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x0ePublishRequest\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x33\n\x06groups\x18\x02 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12:\n\tassurance\x18\x03 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"?\n\x0fPublishResponse\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x01 \x01(\r\x12\x14\n\x0crouted_count\x18\x02 \x01(\x04\"\xd3\x01\n\x14PublishStreamRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x38\n\x08messages\x18\x02 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x33\n\x06groups\x18\x03 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12:\n\tassurance\x18\x04 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"\x88\x01\n\x15PublishStreamResponse\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x63\x63\x65pted_count\x18\x02 \x01(\r\x12\x14\n\x0crouted_count\x18\x03 \x01(\x04\x12/\n\x05\x65rror\x18\x04 \x01(\x0b\x32 .daemoneye.common.v1.ErrorDetail\"\x80\x03\n\x10OpenSubscription\x12\x39\n\x06\x63onfig\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionConfig\x12>\n\x0foverflow_policy\x18\x02 \x01(\x0e\x32%.daemoneye.eventbus.v1.OverflowPolicy\x12\x17\n\x0fmax_queue_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07grouped\x18\x04 \x01(\x08\x12\x18\n\x10\x62lock_timeout_ms\x18\x05 \x01(\r\x12\x16\n\x0e\x61\x63k_timeout_ms\x18\x06 \x01(\r\x12#\n\x1bmax_unacknowledged_messages\x18\x07 \x01(\r\x12\x1b\n\x0einitial_credit\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\x34\n\x07history\x18\t \x01(\x0b\x32\x1e.daemoneye.eventbus.v1.HistoryH\x01\x88\x01\x01\x42\x11\n\x0f_initial_creditB\n\n\x08_history\"!\n\rAckDeliveries\x12\x10\n\x08position\x18\x01 \x01(\x04\"\x0f\n\rPauseDelivery\"\x10\n\x0eResumeDelivery\"\xf0\x03\n\x10SubscribeRequest\x12\x37\n\x04open\x18\x01 \x01(\x0b\x32\'.daemoneye.eventbus.v1.OpenSubscriptionH\x00\x12\x33\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32$.daemoneye.eventbus.v1.AckDeliveriesH\x00\x12\x35\n\x05pause\x18\x03 \x01(\x0b\x32$.daemoneye.eventbus.v1.PauseDeliveryH\x00\x12\x37\n\x06resume\x18\x04 \x01(\x0b\x32%.daemoneye.eventbus.v1.ResumeDeliveryH\x00\x12;\n\x06update\x18\x05 \x01(\x0b\x32).daemoneye.eventbus.v1.UpdateSubscriptionH\x00\x12\x32\n\x05\x66lush\x18\x06 \x01(\x0b\x32!.daemoneye.eventbus.v1.FlushQueueH\x00\x12\x39\n\x0bunsubscribe\x18\x07 \x01(\x0b\x32\".daemoneye.eventbus.v1.UnsubscribeH\x00\x12\x34\n\x06\x63redit\x18\x08 \x01(\x0b\x32\".daemoneye.eventbus.v1.GrantCreditH\x00\x12\x12\n\nrequest_id\x18\x64 \x01(\x04\x42\x08\n\x06\x61\x63tion\"\xf2\x01\n\x12SubscriptionOpened\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x1a\n\x12max_queue_messages\x18\x02 \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\x03 \x01(\x04\x12\x14\n\x0c\x62roker_epoch\x18\x04 \x01(\t\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\x12\x10\n\x08position\x18\x06 \x01(\x04\x12\x18\n\x10history_complete\x18\x07 \x01(\x08\x12\x16\n\x0e\x61\x63k_timeout_ms\x18\x08 \x01(\r\x12#\n\x1bmax_unacknowledged_messages\x18\t \x01(\r\"\xa4\x01\n\x0cMessageBatch\x12\x38\n\x08messages\x18\x01 \x03(\x0b\x32&.daemoneye.eventbus.v1.EventBusMessage\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x33\n\x06groups\x18\x03 \x03(\x0b\x32#.daemoneye.eventbus.v1.MessageGroup\x12\x13\n\x0bredelivered\x18\x04 \x01(\x08\"}\n\tGapMarker\x12\x15\n\rdropped_count\x18\x01 \x01(\x04\x12\x15\n\rdropped_bytes\x18\x02 \x01(\x04\x12\x30\n\x06reason\x18\x03 \x01(\x0e\x32 .daemoneye.eventbus.v1.GapReason\x12\x10\n\x08position\x18\x04 \x01(\x04\"\xfe\x01\n\x11SubscribeResponse\x12;\n\x06opened\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionOpenedH\x00\x12\x34\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32#.daemoneye.eventbus.v1.MessageBatchH\x00\x12/\n\x03gap\x18\x03 \x01(\x0b\x32 .daemoneye.eventbus.v1.GapMarkerH\x00\x12=\n\x07\x63hanged\x18\x04 \x01(\x0b\x32*.daemoneye.eventbus.v1.SubscriptionChangedH\x00\x42\x06\n\x04item\"\\\n\x17NegotiateVersionRequest\x12\x41\n\x07request\x18\x01 \x01(\x0b\x32\x30.daemoneye.eventbus.v1.VersionNegotiationRequest\"\xaf\x01\n\x18NegotiateVersionResponse\x12\x43\n\x08response\x18\x01 \x01(\x0b\x32\x31.daemoneye.eventbus.v1.VersionNegotiationResponse\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\r\x12\x17\n\x0fmax_batch_bytes\x18\x03 \x01(\r\x12\x1a\n\x12max_batch_messages\x18\x04 \x01(\r\"\x14\n\x12GetBusStatsRequest\"\xc0\x02\n\x0c\x46lowCounters\x12\x15\n\roffered_count\x18\x01 \x01(\x04\x12\x17\n\x0f\x64\x65livered_count\x18\x02 \x01(\x04\x12L\n\rdropped_count\x18\x03 \x03(\x0b\x32\x35.daemoneye.eventbus.v1.FlowCounters.DroppedCountEntry\x12\x15\n\rpending_count\x18\x04 \x01(\x04\x12\x15\n\rpending_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iltered_count\x18\x06 \x01(\x04\x12\x1c\n\x14unacknowledged_count\x18\x07 \x01(\x04\x12\x19\n\x11redelivered_count\x18\x08 \x01(\x04\x1a\x33\n\x11\x44roppedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"|\n\nTopicStats\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x17\n\x0fpublished_count\x18\x02 \x01(\x04\x12\x17\n\x0fpublished_bytes\x18\x03 \x01(\x04\x12\x15\n\roffered_count\x18\x04 \x01(\x04\x12\x16\n\x0eunrouted_count\x18\x05 \x01(\x04\"\x9b\x04\n\x13GetBusStatsResponse\x12\x14\n\x0c\x62roker_epoch\x18\x01 \x01(\t\x12.\n\nstarted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fpublished_count\x18\x03 \x01(\x04\x12\x17\n\x0fpublished_bytes\x18\x04 \x01(\x04\x12S\n\rrefused_count\x18\x05 \x03(\x0b\x32<.daemoneye.eventbus.v1.GetBusStatsResponse.RefusedCountEntry\x12\x31\n\x04\x66low\x18\x06 \x01(\x0b\x32#.daemoneye.eventbus.v1.FlowCounters\x12\x31\n\x06topics\x18\x07 \x03(\x0b\x32!.daemoneye.eventbus.v1.TopicStats\x12\x1a\n\x12subscription_count\x18\x08 \x01(\r\x12\x38\n\nidentities\x18\t \x03(\x0b\x32$.daemoneye.eventbus.v1.IdentityStats\x12\x16\n\x0eunrouted_count\x18\n \x01(\x04\x12\x16\n\x0eretained_count\x18\x0b \x01(\x04\x12\x16\n\x0eretained_bytes\x18\x0c \x01(\x04\x1a\x33\n\x11RefusedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x1a\n\x18ListSubscriptionsRequest\"\xa0\x03\n\x10SubscriptionInfo\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\x15\n\rsubscriber_id\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x10\n\x08patterns\x18\x04 \x03(\t\x12\x31\n\x04\x66low\x18\x05 \x01(\x0b\x32#.daemoneye.eventbus.v1.FlowCounters\x12-\n\topened_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x06\x63onfig\x18\x07 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionConfig\x12>\n\x0foverflow_policy\x18\x08 \x01(\x0e\x32%.daemoneye.eventbus.v1.OverflowPolicy\x12\x1a\n\x12max_queue_messages\x18\t \x01(\r\x12\x17\n\x0fmax_queue_bytes\x18\n \x01(\x04\x12\x13\n\x0bis_attached\x18\x0b \x01(\x08\x12\x11\n\tis_paused\x18\x0c \x01(\x08\"[\n\x19ListSubscriptionsResponse\x12>\n\rsubscriptions\x18\x01 \x03(\x0b\x32\'.daemoneye.eventbus.v1.SubscriptionInfo*\xae\x01\n\x0eOverflowPolicy\x12\x1f\n\x1bOVERFLOW_POLICY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bOVERFLOW_POLICY_DROP_OLDEST\x10\x01\x12\x1f\n\x1bOVERFLOW_POLICY_DROP_NEWEST\x10\x02\x12\x1e\n\x1aOVERFLOW_POLICY_DISCONNECT\x10\x03\x12\x19\n\x15OVERFLOW_POLICY_BLOCK\x10\x04*\xc8\x01\n\tGapReason\x12\x1a\n\x16GAP_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19GAP_REASON_DROPPED_OLDEST\x10\x01\x12\x1d\n\x19GAP_REASON_DROPPED_NEWEST\x10\x02\x12\x16\n\x12GAP_REASON_EXPIRED\x10\x03\x12\x17\n\x13GAP_REASON_DEADLINE\x10\x04\x12\x18\n\x14GAP_REASON_RETENTION\x10\x05\x12\x16\n\x12GAP_REASON_FLUSHED\x10\x06\x32\x92\x05\n\x0f\x45ventBusService\x12X\n\x07Publish\x12%.daemoneye.eventbus.v1.PublishRequest\x1a&.daemoneye.eventbus.v1.PublishResponse\x12n\n\rPublishStream\x12+.daemoneye.eventbus.v1.PublishStreamRequest\x1a,.daemoneye.eventbus.v1.PublishStreamResponse(\x01\x30\x01\x12\x62\n\tSubscribe\x12\'.daemoneye.eventbus.v1.SubscribeRequest\x1a(.daemoneye.eventbus.v1.SubscribeResponse(\x01\x30\x01\x12s\n\x10NegotiateVersion\x12..daemoneye.eventbus.v1.NegotiateVersionRequest\x1a/.daemoneye.eventbus.v1.NegotiateVersionResponse\x12\x64\n\x0bGetBusStats\x12).daemoneye.eventbus.v1.GetBusStatsRequest\x1a*.daemoneye.eventbus.v1.GetBusStatsResponse\x12v\n\x11ListSubscriptions\x12/.daemoneye.eventbus.v1.ListSubscriptionsRequest\x1a\x30.daemoneye.eventbus.v1.ListSubscriptionsResponseBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,80 +41,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1'
   _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._loaded_options = None
   _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._serialized_options = b'8\001'
-  _globals['_IDENTITYSTATS_REFUSEDCOUNTENTRY']._loaded_options = None
-  _globals['_IDENTITYSTATS_REFUSEDCOUNTENTRY']._serialized_options = b'8\001'
   _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._loaded_options = None
   _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._serialized_options = b'8\001'
-  _globals['_PUBLISHASSURANCE']._serialized_start=5068
-  _globals['_PUBLISHASSURANCE']._serialized_end=5189
-  _globals['_OVERFLOWPOLICY']._serialized_start=5192
-  _globals['_OVERFLOWPOLICY']._serialized_end=5366
-  _globals['_GAPREASON']._serialized_start=5369
-  _globals['_GAPREASON']._serialized_end=5569
-  _globals['_PUBLISHREQUEST']._serialized_start=253
-  _globals['_PUBLISHREQUEST']._serialized_end=440
-  _globals['_PUBLISHRESPONSE']._serialized_start=442
-  _globals['_PUBLISHRESPONSE']._serialized_end=505
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=508
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=719
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=722
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=858
-  _globals['_HISTORY']._serialized_start=860
-  _globals['_HISTORY']._serialized_end=911
-  _globals['_OPENSUBSCRIPTION']._serialized_start=914
-  _globals['_OPENSUBSCRIPTION']._serialized_end=1298
-  _globals['_ACKDELIVERIES']._serialized_start=1300
-  _globals['_ACKDELIVERIES']._serialized_end=1333
-  _globals['_UPDATESUBSCRIPTION']._serialized_start=1335
-  _globals['_UPDATESUBSCRIPTION']._serialized_end=1414
-  _globals['_FLUSHQUEUE']._serialized_start=1416
-  _globals['_FLUSHQUEUE']._serialized_end=1428
-  _globals['_UNSUBSCRIBE']._serialized_start=1430
-  _globals['_UNSUBSCRIBE']._serialized_end=1443
-  _globals['_GRANTCREDIT']._serialized_start=1445
-  _globals['_GRANTCREDIT']._serialized_end=1476
-  _globals['_PAUSEDELIVERY']._serialized_start=1478
-  _globals['_PAUSEDELIVERY']._serialized_end=1493
-  _globals['_RESUMEDELIVERY']._serialized_start=1495
-  _globals['_RESUMEDELIVERY']._serialized_end=1511
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=1514
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=2010
-  _globals['_SUBSCRIPTIONOPENED']._serialized_start=2013
-  _globals['_SUBSCRIPTIONOPENED']._serialized_end=2255
-  _globals['_SUBSCRIPTIONCHANGED']._serialized_start=2257
-  _globals['_SUBSCRIPTIONCHANGED']._serialized_end=2370
-  _globals['_MESSAGEBATCH']._serialized_start=2373
-  _globals['_MESSAGEBATCH']._serialized_end=2537
-  _globals['_GAPMARKER']._serialized_start=2539
-  _globals['_GAPMARKER']._serialized_end=2664
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=2667
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=2921
-  _globals['_NEGOTIATEVERSIONREQUEST']._serialized_start=2923
-  _globals['_NEGOTIATEVERSIONREQUEST']._serialized_end=3015
-  _globals['_NEGOTIATEVERSIONRESPONSE']._serialized_start=3018
-  _globals['_NEGOTIATEVERSIONRESPONSE']._serialized_end=3193
-  _globals['_GETBUSSTATSREQUEST']._serialized_start=3195
-  _globals['_GETBUSSTATSREQUEST']._serialized_end=3215
-  _globals['_FLOWCOUNTERS']._serialized_start=3218
-  _globals['_FLOWCOUNTERS']._serialized_end=3538
-  _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._serialized_start=3487
-  _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._serialized_end=3538
-  _globals['_TOPICSTATS']._serialized_start=3540
-  _globals['_TOPICSTATS']._serialized_end=3664
-  _globals['_IDENTITYSTATS']._serialized_start=3667
-  _globals['_IDENTITYSTATS']._serialized_end=3984
-  _globals['_IDENTITYSTATS_REFUSEDCOUNTENTRY']._serialized_start=3933
-  _globals['_IDENTITYSTATS_REFUSEDCOUNTENTRY']._serialized_end=3984
-  _globals['_GETBUSSTATSRESPONSE']._serialized_start=3987
-  _globals['_GETBUSSTATSRESPONSE']._serialized_end=4526
-  _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._serialized_start=3933
-  _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._serialized_end=3984
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=4528
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=4554
-  _globals['_SUBSCRIPTIONINFO']._serialized_start=4557
-  _globals['_SUBSCRIPTIONINFO']._serialized_end=4973
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=4975
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=5066
-  _globals['_EVENTBUSSERVICE']._serialized_start=5572
-  _globals['_EVENTBUSSERVICE']._serialized_end=6230
+  _globals['_OVERFLOWPOLICY']._serialized_start=4532
+  _globals['_OVERFLOWPOLICY']._serialized_end=4706
+  _globals['_GAPREASON']._serialized_start=4709
+  _globals['_GAPREASON']._serialized_end=4909
+  _globals['_PUBLISHREQUEST']._serialized_start=347
+  _globals['_PUBLISHREQUEST']._serialized_end=534
+  _globals['_PUBLISHRESPONSE']._serialized_start=536
+  _globals['_PUBLISHRESPONSE']._serialized_end=599
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=602
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=813
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=816
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=952
+  _globals['_OPENSUBSCRIPTION']._serialized_start=955
+  _globals['_OPENSUBSCRIPTION']._serialized_end=1339
+  _globals['_ACKDELIVERIES']._serialized_start=1341
+  _globals['_ACKDELIVERIES']._serialized_end=1374
+  _globals['_PAUSEDELIVERY']._serialized_start=1376
+  _globals['_PAUSEDELIVERY']._serialized_end=1391
+  _globals['_RESUMEDELIVERY']._serialized_start=1393
+  _globals['_RESUMEDELIVERY']._serialized_end=1409
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1412
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1908
+  _globals['_SUBSCRIPTIONOPENED']._serialized_start=1911
+  _globals['_SUBSCRIPTIONOPENED']._serialized_end=2153
+  _globals['_MESSAGEBATCH']._serialized_start=2156
+  _globals['_MESSAGEBATCH']._serialized_end=2320
+  _globals['_GAPMARKER']._serialized_start=2322
+  _globals['_GAPMARKER']._serialized_end=2447
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=2450
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=2704
+  _globals['_NEGOTIATEVERSIONREQUEST']._serialized_start=2706
+  _globals['_NEGOTIATEVERSIONREQUEST']._serialized_end=2798
+  _globals['_NEGOTIATEVERSIONRESPONSE']._serialized_start=2801
+  _globals['_NEGOTIATEVERSIONRESPONSE']._serialized_end=2976
+  _globals['_GETBUSSTATSREQUEST']._serialized_start=2978
+  _globals['_GETBUSSTATSREQUEST']._serialized_end=2998
+  _globals['_FLOWCOUNTERS']._serialized_start=3001
+  _globals['_FLOWCOUNTERS']._serialized_end=3321
+  _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._serialized_start=3270
+  _globals['_FLOWCOUNTERS_DROPPEDCOUNTENTRY']._serialized_end=3321
+  _globals['_TOPICSTATS']._serialized_start=3323
+  _globals['_TOPICSTATS']._serialized_end=3447
+  _globals['_GETBUSSTATSRESPONSE']._serialized_start=3450
+  _globals['_GETBUSSTATSRESPONSE']._serialized_end=3989
+  _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._serialized_start=3938
+  _globals['_GETBUSSTATSRESPONSE_REFUSEDCOUNTENTRY']._serialized_end=3989
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=3991
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=4017
+  _globals['_SUBSCRIPTIONINFO']._serialized_start=4020
+  _globals['_SUBSCRIPTIONINFO']._serialized_end=4436
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=4438
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=4529
+  _globals['_EVENTBUSSERVICE']._serialized_start=4912
+  _globals['_EVENTBUSSERVICE']._serialized_end=5570
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,8 @@ from collections import abc as _abc
 from daemoneye.common.v1 import error_pb2 as _error_pb2
 from daemoneye.eventbus.v1 import eventbus_pb2 as _eventbus_pb2
 from daemoneye.eventbus.v1 import group_pb2 as _group_pb2
+from daemoneye.eventbus.v1 import identity_stats_pb2 as _identity_stats_pb2
+from daemoneye.eventbus.v1 import subscription_control_pb2 as _subscription_control_pb2
 from daemoneye.eventbus.v1 import subscription_pb2 as _subscription_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -35,36 +37,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _PublishAssurance:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PublishAssuranceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PublishAssurance.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    PUBLISH_ASSURANCE_UNSPECIFIED: _PublishAssurance.ValueType  # 0
-    """The broker's default, ACCEPTED."""
-    PUBLISH_ASSURANCE_ACCEPTED: _PublishAssurance.ValueType  # 1
-    """When it is in the queues of its subscribers."""
-    PUBLISH_ASSURANCE_ACKNOWLEDGED: _PublishAssurance.ValueType  # 2
-    """When every subscription that acknowledges and that it was offered to has acknowledged it. Where
-    there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
-    batch until it is answered loses nothing, whoever dies.
-    """
-
-class PublishAssurance(_PublishAssurance, metaclass=_PublishAssuranceEnumTypeWrapper):
-    """When a batch is answered."""
-
-PUBLISH_ASSURANCE_UNSPECIFIED: PublishAssurance.ValueType  # 0
-"""The broker's default, ACCEPTED."""
-PUBLISH_ASSURANCE_ACCEPTED: PublishAssurance.ValueType  # 1
-"""When it is in the queues of its subscribers."""
-PUBLISH_ASSURANCE_ACKNOWLEDGED: PublishAssurance.ValueType  # 2
-"""When every subscription that acknowledges and that it was offered to has acknowledged it. Where
-there is none the batch is refused with UNAVAILABLE (NO_SUBSCRIBER). So a publisher that keeps a
-batch until it is answered loses nothing, whoever dies.
-"""
-Global___PublishAssurance: _TypeAlias = PublishAssurance  # noqa: Y015
 
 class _OverflowPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -153,7 +125,7 @@ class PublishRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     ASSURANCE_FIELD_NUMBER: _builtins.int
-    assurance: Global___PublishAssurance.ValueType
+    assurance: _eventbus_pb2.PublishAssurance.ValueType
     """When to answer."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_eventbus_pb2.EventBusMessage]:
@@ -168,7 +140,7 @@ class PublishRequest(_message.Message):
         *,
         messages: _abc.Iterable[_eventbus_pb2.EventBusMessage] | None = ...,
         groups: _abc.Iterable[_group_pb2.MessageGroup] | None = ...,
-        assurance: Global___PublishAssurance.ValueType = ...,
+        assurance: _eventbus_pb2.PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -216,7 +188,7 @@ class PublishStreamRequest(_message.Message):
     ASSURANCE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """Chosen by the publisher, strictly rising within the stream."""
-    assurance: Global___PublishAssurance.ValueType
+    assurance: _eventbus_pb2.PublishAssurance.ValueType
     """When to answer."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_eventbus_pb2.EventBusMessage]:
@@ -232,7 +204,7 @@ class PublishStreamRequest(_message.Message):
         batch_id: _builtins.int = ...,
         messages: _abc.Iterable[_eventbus_pb2.EventBusMessage] | None = ...,
         groups: _abc.Iterable[_group_pb2.MessageGroup] | None = ...,
-        assurance: Global___PublishAssurance.ValueType = ...,
+        assurance: _eventbus_pb2.PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -279,34 +251,6 @@ class PublishStreamResponse(_message.Message):
 Global___PublishStreamResponse: _TypeAlias = PublishStreamResponse  # noqa: Y015
 
 @_typing.final
-class History(_message.Message):
-    """What a new subscription gets of the past: retained messages that pass it, before anything newer.
-    How much the broker retains is its setting; it does not outlive the broker.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MAX_AGE_MS_FIELD_NUMBER: _builtins.int
-    MAX_MESSAGES_FIELD_NUMBER: _builtins.int
-    max_age_ms: _builtins.int
-    """Only messages that the broker accepted at most so long ago, in milliseconds; 0 sets no bound."""
-    max_messages: _builtins.int
-    """At most so many messages, the latest ones; 0 sets no bound."""
-    def __init__(
-        self,
-        *,
-        max_age_ms: _builtins.int = ...,
-        max_messages: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age_ms", b"max_age_ms", "max_messages", b"max_messages"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___History: _TypeAlias = History  # noqa: Y015
-
-@_typing.final
 class OpenSubscription(_message.Message):
     """Opens a subscription."""
 
@@ -346,7 +290,7 @@ class OpenSubscription(_message.Message):
         """Who subscribes to what. subscriber_id may be empty: the broker then makes one up."""
 
     @_builtins.property
-    def history(self) -> Global___History:
+    def history(self) -> _subscription_control_pb2.History:
         """Present: begin with what is retained. A durable subscription that goes on has missed nothing and
         gets none of it again.
         """
@@ -362,7 +306,7 @@ class OpenSubscription(_message.Message):
         ack_timeout_ms: _builtins.int = ...,
         max_unacknowledged_messages: _builtins.int = ...,
         initial_credit: _builtins.int | None = ...,
-        history: Global___History | None = ...,
+        history: _subscription_control_pb2.History | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_history", b"_history", "_initial_credit", b"_initial_credit", "config", b"config", "history", b"history", "initial_credit", b"initial_credit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -400,88 +344,6 @@ class AckDeliveries(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AckDeliveries: _TypeAlias = AckDeliveries  # noqa: Y015
-
-@_typing.final
-class UpdateSubscription(_message.Message):
-    """Gives a subscription other patterns and filters from here on; what waits already stays."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONFIG_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def config(self) -> _subscription_pb2.SubscriptionConfig:
-        """Its topic_patterns and filters take the place of the present ones. subscriber_id, qos_settings and
-        consumer_group must be as they are, or absent.
-        """
-
-    def __init__(
-        self,
-        *,
-        config: _subscription_pb2.SubscriptionConfig | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateSubscription: _TypeAlias = UpdateSubscription  # noqa: Y015
-
-@_typing.final
-class FlushQueue(_message.Message):
-    """Throws away what waits; it counts as dropped and is told as a gap."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FlushQueue: _TypeAlias = FlushQueue  # noqa: Y015
-
-@_typing.final
-class Unsubscribe(_message.Message):
-    """Ends the subscription, a durable one for good, with status OK."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Unsubscribe: _TypeAlias = Unsubscribe  # noqa: Y015
-
-@_typing.final
-class GrantCredit(_message.Message):
-    """Lets the broker hand over more; needs OpenSubscription.initial_credit."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MESSAGES_FIELD_NUMBER: _builtins.int
-    messages: _builtins.int
-    """So many messages more, at least 1."""
-    def __init__(
-        self,
-        *,
-        messages: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GrantCredit: _TypeAlias = GrantCredit  # noqa: Y015
 
 @_typing.final
 class PauseDelivery(_message.Message):
@@ -551,19 +413,19 @@ class SubscribeRequest(_message.Message):
         """Resume delivery."""
 
     @_builtins.property
-    def update(self) -> Global___UpdateSubscription:
+    def update(self) -> _subscription_control_pb2.UpdateSubscription:
         """Other patterns and filters."""
 
     @_builtins.property
-    def flush(self) -> Global___FlushQueue:
+    def flush(self) -> _subscription_control_pb2.FlushQueue:
         """Throw away what waits."""
 
     @_builtins.property
-    def unsubscribe(self) -> Global___Unsubscribe:
+    def unsubscribe(self) -> _subscription_control_pb2.Unsubscribe:
         """End the subscription."""
 
     @_builtins.property
-    def credit(self) -> Global___GrantCredit:
+    def credit(self) -> _subscription_control_pb2.GrantCredit:
         """Hand over more."""
 
     def __init__(
@@ -573,10 +435,10 @@ class SubscribeRequest(_message.Message):
         ack: Global___AckDeliveries | None = ...,
         pause: Global___PauseDelivery | None = ...,
         resume: Global___ResumeDelivery | None = ...,
-        update: Global___UpdateSubscription | None = ...,
-        flush: Global___FlushQueue | None = ...,
-        unsubscribe: Global___Unsubscribe | None = ...,
-        credit: Global___GrantCredit | None = ...,
+        update: _subscription_control_pb2.UpdateSubscription | None = ...,
+        flush: _subscription_control_pb2.FlushQueue | None = ...,
+        unsubscribe: _subscription_control_pb2.Unsubscribe | None = ...,
+        credit: _subscription_control_pb2.GrantCredit | None = ...,
         request_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "action", b"action", "credit", b"credit", "flush", b"flush", "open", b"open", "pause", b"pause", "resume", b"resume", "unsubscribe", b"unsubscribe", "update", b"update"]  # noqa: Y015
@@ -642,38 +504,6 @@ class SubscriptionOpened(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubscriptionOpened: _TypeAlias = SubscriptionOpened  # noqa: Y015
-
-@_typing.final
-class SubscriptionChanged(_message.Message):
-    """What became of a request that carried a request_id."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    FLUSHED_COUNT_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.int
-    """The request."""
-    flushed_count: _builtins.int
-    """Messages thrown away by `flush`."""
-    @_builtins.property
-    def error(self) -> _error_pb2.ErrorDetail:
-        """Why nothing was changed; absent when it was done. The subscription goes on as it was."""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.int = ...,
-        flushed_count: _builtins.int = ...,
-        error: _error_pb2.ErrorDetail | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "flushed_count", b"flushed_count", "request_id", b"request_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SubscriptionChanged: _TypeAlias = SubscriptionChanged  # noqa: Y015
 
 @_typing.final
 class MessageBatch(_message.Message):
@@ -772,7 +602,7 @@ class SubscribeResponse(_message.Message):
         """Missing messages."""
 
     @_builtins.property
-    def changed(self) -> Global___SubscriptionChanged:
+    def changed(self) -> _subscription_control_pb2.SubscriptionChanged:
         """The answer to a request with a request_id."""
 
     def __init__(
@@ -781,7 +611,7 @@ class SubscribeResponse(_message.Message):
         opened: Global___SubscriptionOpened | None = ...,
         batch: Global___MessageBatch | None = ...,
         gap: Global___GapMarker | None = ...,
-        changed: Global___SubscriptionChanged | None = ...,
+        changed: _subscription_control_pb2.SubscriptionChanged | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -983,78 +813,6 @@ class TopicStats(_message.Message):
 Global___TopicStats: _TypeAlias = TopicStats  # noqa: Y015
 
 @_typing.final
-class IdentityStats(_message.Message):
-    """Counters of one identity."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class RefusedCountEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    IDENTITY_FIELD_NUMBER: _builtins.int
-    PUBLISHED_COUNT_FIELD_NUMBER: _builtins.int
-    PUBLISHED_BYTES_FIELD_NUMBER: _builtins.int
-    OFFERED_COUNT_FIELD_NUMBER: _builtins.int
-    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
-    STREAM_COUNT_FIELD_NUMBER: _builtins.int
-    SUBSCRIPTION_COUNT_FIELD_NUMBER: _builtins.int
-    GRANTED_QUEUE_BYTES_FIELD_NUMBER: _builtins.int
-    identity: _builtins.str
-    """The verified identity, such as collector/procmond; "_other" sums those past the bound of the table."""
-    published_count: _builtins.int
-    """Messages accepted from it."""
-    published_bytes: _builtins.int
-    """Their size."""
-    offered_count: _builtins.int
-    """Copies of them offered to subscriptions."""
-    stream_count: _builtins.int
-    """Its open streams, for publishing and subscribing."""
-    subscription_count: _builtins.int
-    """Its subscriptions, those that wait for its return included."""
-    granted_queue_bytes: _builtins.int
-    """Bytes of queue granted to them."""
-    @_builtins.property
-    def refused_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Messages of it that were refused, by ErrorReason name."""
-
-    def __init__(
-        self,
-        *,
-        identity: _builtins.str = ...,
-        published_count: _builtins.int = ...,
-        published_bytes: _builtins.int = ...,
-        offered_count: _builtins.int = ...,
-        refused_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        stream_count: _builtins.int = ...,
-        subscription_count: _builtins.int = ...,
-        granted_queue_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted_queue_bytes", b"granted_queue_bytes", "identity", b"identity", "offered_count", b"offered_count", "published_bytes", b"published_bytes", "published_count", b"published_count", "refused_count", b"refused_count", "stream_count", b"stream_count", "subscription_count", b"subscription_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___IdentityStats: _TypeAlias = IdentityStats  # noqa: Y015
-
-@_typing.final
 class GetBusStatsResponse(_message.Message):
     """The counters of the broker."""
 
@@ -1123,7 +881,7 @@ class GetBusStatsResponse(_message.Message):
         """By topic, busiest first, at most 256."""
 
     @_builtins.property
-    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdentityStats]:
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[_identity_stats_pb2.IdentityStats]:
         """By identity, busiest first, at most 256."""
 
     def __init__(
@@ -1137,7 +895,7 @@ class GetBusStatsResponse(_message.Message):
         flow: Global___FlowCounters | None = ...,
         topics: _abc.Iterable[Global___TopicStats] | None = ...,
         subscription_count: _builtins.int = ...,
-        identities: _abc.Iterable[Global___IdentityStats] | None = ...,
+        identities: _abc.Iterable[_identity_stats_pb2.IdentityStats] | None = ...,
         unrouted_count: _builtins.int = ...,
         retained_count: _builtins.int = ...,
         retained_bytes: _builtins.int = ...,

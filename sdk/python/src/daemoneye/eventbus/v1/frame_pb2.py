@@ -25,9 +25,10 @@ _sym_db = _symbol_database.Default()
 from daemoneye.eventbus.v1 import eventbus_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as daemoneye_dot_eventbus_dot_v1_dot_eventbus__service__pb2
 from daemoneye.eventbus.v1 import group_pb2 as daemoneye_dot_eventbus_dot_v1_dot_group__pb2
+from daemoneye.eventbus.v1 import subscription_control_pb2 as daemoneye_dot_eventbus_dot_v1_dot_subscription__control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!daemoneye/eventbus/v1/frame.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\x1a,daemoneye/eventbus/v1/eventbus_service.proto\x1a!daemoneye/eventbus/v1/group.proto\"m\n\rPublishFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x03(\x0c\x12:\n\tassurance\x18\x03 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"\x85\x01\n\x13PublishStreamFrames\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x03(\x0c\x12\x0e\n\x06groups\x18\x03 \x03(\x0c\x12:\n\tassurance\x18\x04 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"S\n\nGroupFrame\x12\x36\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32$.daemoneye.eventbus.v1.GroupEnvelope\x12\r\n\x05\x62lock\x18\x02 \x01(\x0c\"&\n\x12MessageBlockFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"\xd2\x01\n\x0fMessageEnvelope\x12\x38\n\x08metadata\x18\x01 \x01(\x0b\x32&.daemoneye.eventbus.v1.MessageMetadata\x12?\n\x0b\x63orrelation\x18\x02 \x01(\x0b\x32*.daemoneye.eventbus.v1.CorrelationMetadata\x12\x44\n\x10\x63ollection_event\x18\x03 \x01(\x0b\x32*.daemoneye.eventbus.v1.CollectionEventHead\"K\n\x13\x43ollectionEventHead\x12\x34\n\nevent_type\x18\x01 \x01(\x0e\x32 .daemoneye.eventbus.v1.EventType\"]\n\x12MessageBatchFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0e\n\x06groups\x18\x03 \x03(\x0c\x12\x13\n\x0bredelivered\x18\x04 \x01(\x08\"\x82\x02\n\x0fSubscribeFrames\x12;\n\x06opened\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionOpenedH\x00\x12:\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32).daemoneye.eventbus.v1.MessageBatchFramesH\x00\x12/\n\x03gap\x18\x03 \x01(\x0b\x32 .daemoneye.eventbus.v1.GapMarkerH\x00\x12=\n\x07\x63hanged\x18\x04 \x01(\x0b\x32*.daemoneye.eventbus.v1.SubscriptionChangedH\x00\x42\x06\n\x04itemBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!daemoneye/eventbus/v1/frame.proto\x12\x15\x64\x61\x65moneye.eventbus.v1\x1a$daemoneye/eventbus/v1/eventbus.proto\x1a,daemoneye/eventbus/v1/eventbus_service.proto\x1a!daemoneye/eventbus/v1/group.proto\x1a\x30\x64\x61\x65moneye/eventbus/v1/subscription_control.proto\"m\n\rPublishFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x03(\x0c\x12:\n\tassurance\x18\x03 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"\x85\x01\n\x13PublishStreamFrames\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x10\n\x08messages\x18\x02 \x03(\x0c\x12\x0e\n\x06groups\x18\x03 \x03(\x0c\x12:\n\tassurance\x18\x04 \x01(\x0e\x32\'.daemoneye.eventbus.v1.PublishAssurance\"S\n\nGroupFrame\x12\x36\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32$.daemoneye.eventbus.v1.GroupEnvelope\x12\r\n\x05\x62lock\x18\x02 \x01(\x0c\"&\n\x12MessageBlockFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\"\xd2\x01\n\x0fMessageEnvelope\x12\x38\n\x08metadata\x18\x01 \x01(\x0b\x32&.daemoneye.eventbus.v1.MessageMetadata\x12?\n\x0b\x63orrelation\x18\x02 \x01(\x0b\x32*.daemoneye.eventbus.v1.CorrelationMetadata\x12\x44\n\x10\x63ollection_event\x18\x03 \x01(\x0b\x32*.daemoneye.eventbus.v1.CollectionEventHead\"K\n\x13\x43ollectionEventHead\x12\x34\n\nevent_type\x18\x01 \x01(\x0e\x32 .daemoneye.eventbus.v1.EventType\"]\n\x12MessageBatchFrames\x12\x10\n\x08messages\x18\x01 \x03(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x0e\n\x06groups\x18\x03 \x03(\x0c\x12\x13\n\x0bredelivered\x18\x04 \x01(\x08\"\x82\x02\n\x0fSubscribeFrames\x12;\n\x06opened\x18\x01 \x01(\x0b\x32).daemoneye.eventbus.v1.SubscriptionOpenedH\x00\x12:\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32).daemoneye.eventbus.v1.MessageBatchFramesH\x00\x12/\n\x03gap\x18\x03 \x01(\x0b\x32 .daemoneye.eventbus.v1.GapMarkerH\x00\x12=\n\x07\x63hanged\x18\x04 \x01(\x0b\x32*.daemoneye.eventbus.v1.SubscriptionChangedH\x00\x42\x06\n\x04itemBOZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +36,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daemoneye.eventbus.v1.frame
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'ZMgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/eventbus/v1;eventbusv1'
-  _globals['_PUBLISHFRAMES']._serialized_start=179
-  _globals['_PUBLISHFRAMES']._serialized_end=288
-  _globals['_PUBLISHSTREAMFRAMES']._serialized_start=291
-  _globals['_PUBLISHSTREAMFRAMES']._serialized_end=424
-  _globals['_GROUPFRAME']._serialized_start=426
-  _globals['_GROUPFRAME']._serialized_end=509
-  _globals['_MESSAGEBLOCKFRAMES']._serialized_start=511
-  _globals['_MESSAGEBLOCKFRAMES']._serialized_end=549
-  _globals['_MESSAGEENVELOPE']._serialized_start=552
-  _globals['_MESSAGEENVELOPE']._serialized_end=762
-  _globals['_COLLECTIONEVENTHEAD']._serialized_start=764
-  _globals['_COLLECTIONEVENTHEAD']._serialized_end=839
-  _globals['_MESSAGEBATCHFRAMES']._serialized_start=841
-  _globals['_MESSAGEBATCHFRAMES']._serialized_end=934
-  _globals['_SUBSCRIBEFRAMES']._serialized_start=937
-  _globals['_SUBSCRIBEFRAMES']._serialized_end=1195
+  _globals['_PUBLISHFRAMES']._serialized_start=229
+  _globals['_PUBLISHFRAMES']._serialized_end=338
+  _globals['_PUBLISHSTREAMFRAMES']._serialized_start=341
+  _globals['_PUBLISHSTREAMFRAMES']._serialized_end=474
+  _globals['_GROUPFRAME']._serialized_start=476
+  _globals['_GROUPFRAME']._serialized_end=559
+  _globals['_MESSAGEBLOCKFRAMES']._serialized_start=561
+  _globals['_MESSAGEBLOCKFRAMES']._serialized_end=599
+  _globals['_MESSAGEENVELOPE']._serialized_start=602
+  _globals['_MESSAGEENVELOPE']._serialized_end=812
+  _globals['_COLLECTIONEVENTHEAD']._serialized_start=814
+  _globals['_COLLECTIONEVENTHEAD']._serialized_end=889
+  _globals['_MESSAGEBATCHFRAMES']._serialized_start=891
+  _globals['_MESSAGEBATCHFRAMES']._serialized_end=984
+  _globals['_SUBSCRIBEFRAMES']._serialized_start=987
+  _globals['_SUBSCRIBEFRAMES']._serialized_end=1245
 # @@protoc_insertion_point(module_scope)

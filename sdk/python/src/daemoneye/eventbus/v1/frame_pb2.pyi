@@ -13,6 +13,7 @@ from collections import abc as _abc
 from daemoneye.eventbus.v1 import eventbus_pb2 as _eventbus_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as _eventbus_service_pb2
 from daemoneye.eventbus.v1 import group_pb2 as _group_pb2
+from daemoneye.eventbus.v1 import subscription_control_pb2 as _subscription_control_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -36,7 +37,7 @@ class PublishFrames(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     ASSURANCE_FIELD_NUMBER: _builtins.int
-    assurance: _eventbus_service_pb2.PublishAssurance.ValueType
+    assurance: _eventbus_pb2.PublishAssurance.ValueType
     """See PublishRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -51,7 +52,7 @@ class PublishFrames(_message.Message):
         *,
         messages: _abc.Iterable[_builtins.bytes] | None = ...,
         groups: _abc.Iterable[_builtins.bytes] | None = ...,
-        assurance: _eventbus_service_pb2.PublishAssurance.ValueType = ...,
+        assurance: _eventbus_pb2.PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -73,7 +74,7 @@ class PublishStreamFrames(_message.Message):
     ASSURANCE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
     """See PublishStreamRequest."""
-    assurance: _eventbus_service_pb2.PublishAssurance.ValueType
+    assurance: _eventbus_pb2.PublishAssurance.ValueType
     """See PublishStreamRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -89,7 +90,7 @@ class PublishStreamFrames(_message.Message):
         batch_id: _builtins.int = ...,
         messages: _abc.Iterable[_builtins.bytes] | None = ...,
         groups: _abc.Iterable[_builtins.bytes] | None = ...,
-        assurance: _eventbus_service_pb2.PublishAssurance.ValueType = ...,
+        assurance: _eventbus_pb2.PublishAssurance.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -270,7 +271,7 @@ class SubscribeFrames(_message.Message):
         """See SubscribeResponse."""
 
     @_builtins.property
-    def changed(self) -> _eventbus_service_pb2.SubscriptionChanged:
+    def changed(self) -> _subscription_control_pb2.SubscriptionChanged:
         """See SubscribeResponse."""
 
     def __init__(
@@ -279,7 +280,7 @@ class SubscribeFrames(_message.Message):
         opened: _eventbus_service_pb2.SubscriptionOpened | None = ...,
         batch: Global___MessageBatchFrames | None = ...,
         gap: _eventbus_service_pb2.GapMarker | None = ...,
-        changed: _eventbus_service_pb2.SubscriptionChanged | None = ...,
+        changed: _subscription_control_pb2.SubscriptionChanged | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "changed", b"changed", "gap", b"gap", "item", b"item", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
