@@ -383,7 +383,7 @@ def balance_of(counters: Any) -> int:
     return int(counters.offered - known - counters.pending)
 
 
-@pytest.fixture(name="balance_of")
+@pytest.fixture(name="balance_of", scope="session")
 def balance_getter() -> Callable[[Any], int]:
     """Says how far counters are from adding up."""
     return balance_of
@@ -395,7 +395,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_desk() -> Callable[..., Desk]:
     """Makes a broker with these limits."""
 

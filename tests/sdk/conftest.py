@@ -23,6 +23,7 @@ from daemoneye.eventbus.v1 import (
 )
 from daemoneye.ipc.v1 import ipc_pb2
 from daemoneye_mesh.authentication import caller
+from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.errors import DaemoneyeError
 from daemoneye_mesh.group import expand_group
@@ -68,6 +69,8 @@ class FakeBroker(eventbus_service_pb2_grpc.EventBusServiceServicer):
         """What subscribers asked for after opening."""
         self.change: Callable[[Any], DaemoneyeError | None] = lambda request: None
         """Why a request of a subscriber is refused."""
+        self.features = [str(feature) for feature in BusFeature]
+        """What it says it offers."""
         self.is_silent = False
         """Whether requests of subscribers are left without an answer."""
         self.opened: dict[str, Any] = {}
@@ -77,7 +80,9 @@ class FakeBroker(eventbus_service_pb2_grpc.EventBusServiceServicer):
 
     async def NegotiateVersion(self, request: Any, context: Any) -> Any:
         self.versions.append(request.request)
-        answer = eventbus_pb2.VersionNegotiationResponse(negotiation_success=True)
+        answer = eventbus_pb2.VersionNegotiationResponse(
+            negotiation_success=True, server_capabilities=self.features
+        )
         return eventbus_service_pb2.NegotiateVersionResponse(response=answer, **self.limits)
 
     async def PublishStream(self, requests: Any, context: Any) -> AsyncIterator[Any]:

@@ -1,8 +1,8 @@
 """Reads what publishers send into groups, without decoding payloads.
 
 Invariant: what the contract lets a publisher set in an envelope is honoured by this broker or the
-batch is refused; a group that came is forwarded as the bytes that came, and messages that came one
-by one are put into groups by their own envelopes.
+batch is refused; a group that came is forwarded as the bytes that came, as far as they were checked,
+and messages that came one by one are put into groups by their own envelopes.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,9 @@ class EnvelopeReader:
                 f"its group says {envelope.count} messages and has {len(frames)}",
                 "count them",
             )
-        return Group(envelope, GroupContent(encoded))
+        # Where a field comes twice, what was checked is the last block, but receivers join them.
+        is_plain = frame.ByteSize() == len(encoded)
+        return Group(envelope, GroupContent(encoded if is_plain else frame.SerializeToString()))
 
     def _read_messages(self, frames: Sequence[bytes]) -> list[Group]:
         _check_sizes(0, frames)

@@ -7,6 +7,7 @@ what it does not know, speaks every version of its major number.
 from collections.abc import Iterable
 
 from daemoneye.eventbus.v1 import eventbus_pb2
+from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError, PreconditionError
 
 __all__ = ["negotiate_version"]
@@ -38,7 +39,9 @@ def negotiate_version(
         )
     chosen = _choose(request, offered)
     return eventbus_pb2.VersionNegotiationResponse(
-        negotiated_version=chosen, negotiation_success=True
+        negotiated_version=chosen,
+        server_capabilities=[str(feature) for feature in BusFeature],
+        negotiation_success=True,
     )
 
 

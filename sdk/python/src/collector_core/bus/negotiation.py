@@ -1,5 +1,7 @@
 """What a client asks the broker first: whether they speak one language, and how much at once."""
 
+from collections.abc import Collection
+
 import grpc.aio
 
 from collector_core.bus.limits import PublishLimits
@@ -8,7 +10,8 @@ from daemoneye.eventbus.v1 import (
     eventbus_service_pb2,
     eventbus_service_pb2_grpc,
 )
-from daemoneye_mesh.errors import ErrorReason, PreconditionError
+from daemoneye_mesh.bus_feature import BusFeature
+from daemoneye_mesh.errors import ErrorReason, PreconditionError, UnsupportedError
 
 __all__ = ["negotiate"]
 
@@ -18,17 +21,26 @@ ENVELOPE_VERSION = eventbus_pb2.MessageVersion(
 )
 
 
-async def negotiate(channel: grpc.aio.Channel) -> PublishLimits:
+async def negotiate(
+    channel: grpc.aio.Channel, needed: Collection[BusFeature] = ()
+) -> PublishLimits:
     """Agrees with the broker on the message envelope; returns its limits.
+
+    Args:
+        channel: to the broker.
+        needed: features that it has to offer.
 
     Raises:
         PreconditionError: no common version; one side must be upgraded.
+        UnsupportedError: the broker lacks a feature that is needed.
         grpc.aio.AioRpcError: the broker cannot be reached, or refuses the caller.
     """
     stub: eventbus_service_pb2_grpc.EventBusServiceAsyncStub
     stub = eventbus_service_pb2_grpc.EventBusServiceStub(channel)
     request = eventbus_pb2.VersionNegotiationRequest(
-        supported_versions=[ENVELOPE_VERSION], preferred_version=ENVELOPE_VERSION
+        supported_versions=[ENVELOPE_VERSION],
+        preferred_version=ENVELOPE_VERSION,
+        client_capabilities=[str(feature) for feature in BusFeature],
     )
     answer = await stub.NegotiateVersion(
         eventbus_service_pb2.NegotiateVersionRequest(request=request), timeout=NEGOTIATE_TIMEOUT_S
@@ -37,6 +49,11 @@ async def negotiate(channel: grpc.aio.Channel) -> PublishLimits:
         raise PreconditionError(
             "the broker speaks no version of the envelope that we do; upgrade",
             reason=ErrorReason.VERSION_UNSUPPORTED,
+        )
+    if missing := sorted(set(needed) - set(answer.response.server_capabilities)):
+        raise UnsupportedError(
+            f"the broker does not offer {', '.join(missing)}; upgrade it, or do without",
+            features=", ".join(missing),
         )
     known = PublishLimits()
     # Ours are hard: what is above them does not go through our channels. 0 is not said.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Self
 
+from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.errors import InvalidRequestError
 from daemoneye_mesh.topic import validate_pattern
 
@@ -137,6 +138,29 @@ class SubscriptionOptions:
     def acknowledges(self) -> bool:
         """Whether deliveries have to be acknowledged."""
         return self.guarantee is not Guarantee.AT_MOST_ONCE
+
+    @property
+    def features(self) -> frozenset[BusFeature]:
+        """What the broker has to offer for these options."""
+        asked = {
+            BusFeature.GROUPS: True,
+            BusFeature.ACKNOWLEDGEMENT: self.acknowledges,
+            BusFeature.DUPLICATES: self.duplicates is not Duplicates.ALLOW
+            or self.guarantee is Guarantee.EXACTLY_ONCE,
+            BusFeature.DURABLE: self.durable_for_s is not None,
+            BusFeature.HISTORY: self.history_s is not None,
+            BusFeature.CONSUMER_GROUPS: bool(self.consumer_group),
+            BusFeature.FILTERS: self._is_selective,
+            BusFeature.CREDIT: self.credit is not None,
+            BusFeature.BLOCK: self.policy is Overflow.BLOCK,
+        }
+        return frozenset(feature for feature, is_needed in asked.items() if is_needed)
+
+    @property
+    def _is_selective(self) -> bool:
+        filters = _SELECTION - {"patterns"}
+        has_filter = any(getattr(self, name) not in (None, (), {}) for name in filters)
+        return has_filter or any(floor for _pattern, floor in self.floors)
 
     @property
     def _retained(self) -> bool:

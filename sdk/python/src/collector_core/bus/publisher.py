@@ -23,6 +23,7 @@ from collector_core.bus.state import LinkState, LinkStateListener, ObservedLink
 from collector_core.bus.wire import encode_group_parts, encode_publish_request
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
+from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.errors import DaemoneyeError
 from daemoneye_mesh.rpc_status import from_detail
 
@@ -77,6 +78,9 @@ class BusPublisher:
         self._channel = channel
         self._outbox = outbox
         self._assurance = assurance
+        self._needed = {BusFeature.GROUPS}
+        if assurance is PublishAssurance.ACKNOWLEDGED:
+            self._needed.add(BusFeature.ASSURANCE)
         self._limits = PublishLimits()
         self._answered = asyncio.Event()
         self._is_draining = False
@@ -103,15 +107,16 @@ class BusPublisher:
         try:
             while True:
                 self.link.move_to(LinkState.CONNECTING)
-                self._limits = await keep_trying(
-                    "reach the broker", lambda: negotiate(self._channel)
-                )
+                self._limits = await keep_trying("reach the broker", self._negotiate)
                 backoff.begin()
                 retry_after_s = await self._run_until_broken()
                 self.link.move_to(LinkState.BACKOFF)
                 await backoff.pause(at_least_s=retry_after_s)
         finally:
             self.link.move_to(LinkState.IDLE)
+
+    async def _negotiate(self) -> PublishLimits:
+        return await negotiate(self._channel, self._needed)
 
     async def drain(self) -> None:
         """Returns when everything in the outbox was answered; ``run`` has to run meanwhile."""

@@ -26,8 +26,9 @@ FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 2.0
 """A Unix socket that is back should not wait long for its clients."""
 
-STEADY_S = 5.0
-"""A session that lasted this long was not broken from the start."""
+STEADY_S = 1.0
+"""A session that lasted this long was not broken from the start. Were it longer, a broker that dies
+every few seconds would keep its subscribers away for longer than it retains what they miss."""
 
 MAX_PAUSE_S = 30.0
 

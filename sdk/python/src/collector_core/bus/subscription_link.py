@@ -126,9 +126,12 @@ class SubscriptionLink:
         """Agrees with the broker on a version, trying as long as the options say."""
         try:
             async with asyncio.timeout(self._patience_s()):
-                await keep_trying("reach the broker", lambda: negotiate(self._channel))
+                await keep_trying("reach the broker", self._negotiate)
         except TimeoutError:
             raise self._broken() from None
+
+    async def _negotiate(self) -> None:
+        await negotiate(self._channel, self.options.features)
 
     async def _pause(self, backoff: SessionBackoff, retry_after_s: float) -> None:
         try:

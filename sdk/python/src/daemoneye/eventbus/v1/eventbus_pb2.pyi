@@ -1002,7 +1002,10 @@ class VersionNegotiationResponse(_message.Message):
 
     @_builtins.property
     def server_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional features the broker offers, by name."""
+        """Optional features the broker offers, by name: groups, publish_assurance, acknowledgement,
+        duplicate_handling, durable_subscriptions, history, consumer_groups, filters, credit,
+        overflow_block, message_lifetime, workflows.
+        """
 
     @_builtins.property
     def compatibility_warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
