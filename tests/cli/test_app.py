@@ -21,7 +21,10 @@ from daemoneye_mesh.errors import (
     UnsupportedError,
 )
 
-COMMANDS = ["up", "query", "events", "alerts", "rules", "collectors", "health", "tables", "inspect"]
+COMMANDS = [
+    *("up", "query", "events", "bus", "alerts", "rules", "collectors", "health", "tables"),
+    "inspect",
+]
 
 
 def help_of(capsys, *argv):
