@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from daemoneye_mesh.authentication import AuthInterceptor
+from daemoneye_mesh.decoding import DecodingInterceptor
 from daemoneye_mesh.error_interceptor import ErrorInterceptor
 from daemoneye_mesh.health import OVERALL, HealthServicer
 from daemoneye_mesh.limits import MAX_CONNECTIONS, MAX_RECEIVE_BYTES
@@ -77,7 +78,7 @@ class MeshServer:
         self._drain_hooks: list[Callable[[], Awaitable[None]]] = []
         self._claim: SocketClaim | None = None
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), auth], options=server_options()
+            interceptors=[ErrorInterceptor(), auth, DecodingInterceptor()], options=server_options()
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 

@@ -58,8 +58,16 @@ class Backpressure:
             if (
                 subscription in self._blocking
                 and mailbox.is_blocking
-                and not mailbox.has_room(group.count, group.size_bytes)
+                and not _has_room(mailbox, group)
                 and subscription.lets_through(group.envelope, floor)
             ):
                 return mailbox
         return None
+
+
+def _has_room(mailbox: Mailbox, group: Group) -> bool:
+    """Whether there is as much room for a group as there can ever be for it."""
+    limits = mailbox.limits
+    return mailbox.has_room(
+        min(group.count, limits.max_messages), min(group.size_bytes, limits.max_bytes)
+    )

@@ -16,6 +16,13 @@ from daemoneye_eventbus.mailbox_stock import Stock, count_of, is_expired, size_o
 
 __all__ = ["Handover"]
 
+FINE_UNACKNOWLEDGED = 64
+STEPS = 4
+"""A subscriber that may hold more than that without acknowledging gets its next messages when a part of
+what it may hold is free. Otherwise each acknowledgement of a few messages would make room for a few, and
+a subscriber that once was behind would get them in crumbs ever after (RFC 1122, silly window syndrome).
+Below it every place counts: somebody works on each message."""
+
 
 class Handover:
     """The consumer's side of a mailbox."""
@@ -78,8 +85,12 @@ class Handover:
         """Returns how many messages may be handed over now."""
         acknowledgement = self._stock.limits.acknowledgement
         if acknowledgement is not None:
-            held = self._stock.unacknowledged.message_count
-            max_messages = min(max_messages, acknowledgement.max_unacknowledged - held)
+            bound = acknowledgement.max_unacknowledged
+            room = bound - self._stock.unacknowledged.message_count
+            step = bound // STEPS if bound > FINE_UNACKNOWLEDGED else 1
+            if room < min(step, self._stock.waiting.message_count):
+                return 0
+            max_messages = min(max_messages, room)
         return max_messages if self.credit is None else min(max_messages, self.credit)
 
     def _tell(self, loss: Loss) -> Gap:

@@ -1,4 +1,8 @@
-"""A group as it came from the broker: taken apart only when somebody looks inside."""
+"""A group as it came from the broker: taken apart only when somebody looks inside.
+
+What cannot be read is left out and counted (``Delivery.undecodable_count``), and logged for debugging
+only: else any publisher could fill its subscribers' logs.
+"""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -7,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from collector_core.bus.wire import encode_frames
 from daemoneye.eventbus.v1 import eventbus_pb2, frame_pb2, group_pb2
+from daemoneye_mesh.correlation import MAX_SEQUENCE_NUMBER
 from daemoneye_mesh.group import apply_envelope, split_block
 
 __all__ = ["ReceivedGroup"]
@@ -38,7 +43,10 @@ class ReceivedGroup:
         try:
             group = frame_pb2.GroupFrame.FromString(encoded)
         except DecodeError:
-            log.error("%d bytes from the broker are no group; left out", len(encoded))
+            log.debug("%d bytes from the broker are no group; left out", len(encoded))
+            return cls(group_pb2.GroupEnvelope(count=1), b"")
+        if group.envelope.first_sequence + max(group.envelope.count, 1) - 1 > MAX_SEQUENCE_NUMBER:
+            log.debug("a group passes the greatest sequence number; left out")
             return cls(group_pb2.GroupEnvelope(count=1), b"")
         return cls(group.envelope, group.block)
 
@@ -71,7 +79,7 @@ class ReceivedGroup:
             try:
                 self._frames = split_block(self.block)[: self.count]
             except DecodeError:
-                log.error("a group of %d messages cannot be read; left out", self.count)
+                log.debug("a group of %d messages cannot be read; left out", self.count)
                 self._frames = ()
         return self._frames
 
@@ -102,7 +110,7 @@ class ReceivedGroup:
         try:
             message = eventbus_pb2.EventBusMessage.FromString(frame)
         except DecodeError:
-            log.error("a message of %d bytes is no EventBusMessage; left out", len(frame))
+            log.debug("a message of %d bytes is no EventBusMessage; left out", len(frame))
             return None
         apply_envelope(message, self.envelope, index)
         return message

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from collector_core.bus.duplex import Call, run_duplex, write
 from collector_core.bus.errors import BrokenError, SlowConsumerError
@@ -27,6 +28,7 @@ from daemoneye_mesh.errors import (
     DaemoneyeError,
     DeadlineError,
     ErrorReason,
+    InternalError,
     InvalidRequestError,
     PermissionDeniedError,
     UnavailableError,
@@ -162,9 +164,10 @@ class SubscriptionLink:
 
     async def _run_session(self) -> None:
         self.lane = RequestLane()
-        call: Call = self._channel.stream_stream(
-            _METHOD, response_deserializer=frame_pb2.SubscribeFrames.FromString
-        )()
+        # Until the broker has opened it this stream has handed over nothing, whatever is done meanwhile.
+        self._heard_position = 0
+        # Decoded here: what does not decode would come out of grpc as the end of the stream, and None.
+        call: Call = self._channel.stream_stream(_METHOD)()
         opening = to_open_request(self.options, self._history_s(), self.credit)
         await run_duplex(call, self._send(call, opening), self._receive(call))
 
@@ -185,9 +188,9 @@ class SubscriptionLink:
             ) from None
         if first is None:
             return
-        self._take(first)
-        async for response in responses:
-            self._take(response)
+        self._take(_decode(first))
+        async for encoded in responses:
+            self._take(_decode(encoded))
             await self.inbox.wait_room()
 
     def _take(self, response: frame_pb2.SubscribeFrames) -> None:
@@ -249,3 +252,10 @@ class SubscriptionLink:
         is_slow = error.reason is ErrorReason.SLOW_CONSUMER
         if is_slow and not self.options.resubscribe_when_slow:
             raise SlowConsumerError(error)
+
+
+def _decode(encoded: bytes) -> frame_pb2.SubscribeFrames:
+    try:
+        return frame_pb2.SubscribeFrames.FromString(encoded)
+    except DecodeError:
+        raise InternalError("the broker sent what does not decode; subscribe again") from None
