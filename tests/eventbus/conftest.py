@@ -11,6 +11,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from collector_core.bus.duplex import write
 from daemoneye.eventbus.v1 import eventbus_pb2, frame_pb2, group_pb2, subscription_control_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
 from daemoneye.eventbus.v1 import subscription_pb2 as sub
@@ -45,20 +46,41 @@ async def refusal_of(awaitable: Awaitable[Any]) -> DaemoneyeError:
     return from_rpc_error(caught.value)
 
 
-class OpenStream:
-    """One ``Subscribe`` stream: sends what it is told to, and ends its side only when told."""
+class Requests:
+    """The sending side of a stream: sends what it is told to, and ends only when told.
 
-    def __init__(self, stub: Any, *requests: pb.SubscribeRequest) -> None:
-        self._queue: asyncio.Queue[pb.SubscribeRequest | None] = asyncio.Queue()
-        for request in requests:
-            self._queue.put_nowait(request)
-        self.call = stub.Subscribe(self._requests(), timeout=TIMEOUT_S)
-        self._responses = aiter(self.call)
-        self.opened = pb.SubscriptionOpened()
+    It is no iterator given to grpc, which answers INTERNAL when the other side ends the stream just
+    as a request is sent.
+    """
 
-    async def _requests(self) -> AsyncIterator[pb.SubscribeRequest]:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._sending = asyncio.create_task(self._send())
+
+    def put(self, request: bytes | None) -> None:
+        """Sends a request; None ends the sending side."""
+        self._queue.put_nowait(request)
+
+    async def aclose(self) -> None:
+        self._sending.cancel()
+        await asyncio.wait([self._sending])
+
+    async def _send(self) -> None:
         while (request := await self._queue.get()) is not None:
-            yield request
+            if not await write(self._call, request):
+                return
+        await self._call.done_writing()
+
+
+class OpenStream:
+    """One ``Subscribe`` stream."""
+
+    def __init__(self, call: Any, requests: Requests) -> None:
+        self.call = call
+        self._requests = requests
+        self._responses = aiter(call)
+        self.opened = pb.SubscriptionOpened()
 
     async def begin(self) -> None:
         first = await self.next()
@@ -66,10 +88,11 @@ class OpenStream:
         self.opened = first.opened
 
     def send(self, request_id: int = 0, **action: Any) -> None:
-        self._queue.put_nowait(pb.SubscribeRequest(request_id=request_id, **action))
+        request = pb.SubscribeRequest(request_id=request_id, **action)
+        self._requests.put(request.SerializeToString())
 
     def send_nothing_more(self) -> None:
-        self._queue.put_nowait(None)
+        self._requests.put(None)
 
     async def next(self) -> pb.SubscribeResponse:
         response: pb.SubscribeResponse = await anext(self._responses)
@@ -122,7 +145,7 @@ class RunningBus:
         assembly = Assembly(layout, settings)
         self.server, self.broker, self.upkeep = assembly.server, assembly.broker, assembly.upkeep
         self._channels: list[grpc.aio.Channel] = []
-        self._streams: list[OpenStream] = []
+        self._sending: list[Requests] = []
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -149,6 +172,11 @@ class RunningBus:
     def operator(self, name: str = "local") -> Any:
         return self.stub_of(self.layout.operator(name))
 
+    def send_on(self, call: Any) -> Requests:
+        """Returns the sending side of a stream that was called without requests."""
+        self._sending.append(Requests(call))
+        return self._sending[-1]
+
     async def publish(
         self, *messages: bytes, groups: Sequence[bytes] = (), assurance: int = 0, source: str = ""
     ) -> pb.PublishResponse:
@@ -169,8 +197,10 @@ class RunningBus:
 
     async def open(self, request: pb.SubscribeRequest, stub: Any = None) -> OpenStream:
         """Opens a subscription, as the agent unless told otherwise."""
-        stream = OpenStream(stub or self.agent(), request)
-        self._streams.append(stream)  # a refused call would be collected with its task still there
+        call = (stub or self.agent()).Subscribe(timeout=TIMEOUT_S)
+        requests = self.send_on(call)
+        requests.put(request.SerializeToString())
+        stream = OpenStream(call, requests)
         await stream.begin()
         return stream
 
@@ -193,6 +223,8 @@ class RunningBus:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
+        for requests in self._sending:
+            await requests.aclose()
         for channel in self._channels:
             await channel.close()
         await self.server.drain(0)

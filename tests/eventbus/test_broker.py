@@ -1,5 +1,7 @@
 """The broker delivers to everybody entitled, in order and within its bounds, and keeps its books."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -18,10 +20,12 @@ from daemoneye_eventbus.mailbox import (
     DropReason,
     Gap,
     OverflowPolicy,
+    Retention,
 )
 from daemoneye_eventbus.quota import QuotaError, QuotaLimits, Usage
 from daemoneye_eventbus.receipt import Receipt
 from daemoneye_eventbus.selection import Selection
+from daemoneye_eventbus.subscription import Durability
 from daemoneye_eventbus.tally import OTHER, TallyTable
 from daemoneye_mesh.errors import Code, ErrorReason
 from daemoneye_mesh.topic import InvalidPatternError, InvalidTopicError
@@ -262,3 +266,18 @@ async def test_mailbox_of_a_subscription_goes_by_the_clock_of_the_broker(desk: A
     delivery = await desk.next(subscription)
     assert isinstance(delivery, Batch)
     assert delivery.first_position == 1
+
+
+@pytest.mark.parametrize("policy", list(OverflowPolicy))
+@pytest.mark.parametrize("durability", [None, Durability(1.0, Retention(10, 100))])
+async def test_ended_subscription_is_nowhere_remembered(
+    desk: Any, policy: OverflowPolicy, durability: Durability | None
+) -> None:
+    terms = {"label": "x", "consumer_group": "" if durability else "workers"}
+    subscription = desk.subscribe("events.#", policy=policy, durability=durability, **terms)
+    await desk.publish(A, 1)
+    desk.broker.end(subscription)
+    remembered = weakref.ref(subscription)
+    del subscription
+    gc.collect()
+    assert remembered() is None
