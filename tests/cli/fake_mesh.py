@@ -40,6 +40,7 @@ from daemoneye.eventbus.v1 import (
 )
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor, caller
+from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.completeness import Degradation, DegradedReason
 from daemoneye_mesh.completeness_message import to_completeness
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError, NotFoundError
@@ -223,7 +224,9 @@ class FakeBus(eventbus_service_pb2_grpc.EventBusServiceServicer):
     async def NegotiateVersion(self, request, context):
         version = request.request.preferred_version
         answer = eventbus_pb2.VersionNegotiationResponse(
-            negotiated_version=version, negotiation_success=True
+            negotiated_version=version,
+            server_capabilities=[str(feature) for feature in BusFeature],
+            negotiation_success=True,
         )
         return eventbus_service_pb2.NegotiateVersionResponse(response=answer)
 

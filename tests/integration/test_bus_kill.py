@@ -20,7 +20,10 @@ pytestmark = pytest.mark.integration
 ROUNDS = int(os.environ.get("BUS_KILL_ROUNDS", "50"))
 SEED = int(os.environ.get("BUS_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 KEEPERS = ("keeper", "second-keeper")
-DURABLE = {"durable_for_s": 60.0, "history_s": 60.0}
+DURABLE = {"durable_for_s": 60.0, "history_s": 60.0, "max_unacknowledged": 250}
+"""The bound keeps messages waiting in the broker, where they die with it."""
+LONG_PAST = ("--retained-messages", "262144", "--retained-bytes", str(64 << 20))
+"""What comes back last after the broker's death has to find what the others let through meanwhile."""
 SHORT_QUEUE = {"max_queue_messages": 100}
 RATE = 8_000
 """Messages a second; what an outage kept back comes as fast as the window allows."""
@@ -58,7 +61,7 @@ class Participants:
             log = await self.bus.start_subscriber(name, name, options=SHORT_QUEUE, work_s=0.002)
             self.logs.setdefault(name, log)
         else:
-            log = await self.bus.start_subscriber("keeper", name, options=DURABLE, work_s=0.01)
+            log = await self.bus.start_subscriber("keeper", name, options=DURABLE, work_s=0.008)
             self.logs.setdefault(name, log)
 
     async def kill(self, victim: str) -> None:
@@ -101,7 +104,7 @@ def last_number(log: Log) -> int:
 async def test_nothing_is_lost_in_silence_whoever_is_killed(cold_mesh: Any) -> None:
     sys.stdout.write(f"BUS_KILL_SEED={SEED}\n")
     moments = random.Random(SEED)
-    async with BusField(cold_mesh) as bus, asyncio.TaskGroup() as group:
+    async with BusField(cold_mesh, *LONG_PAST) as bus, asyncio.TaskGroup() as group:
         auditor = group.create_task(bus.audit())
         everybody = Participants(bus)
         for name in ("eventbus", *KEEPERS, "watcher", "publisher"):

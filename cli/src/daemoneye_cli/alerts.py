@@ -21,7 +21,7 @@ from daemoneye_cli.exit_code import ExitCode
 from daemoneye_cli.invocation import Invocation
 from daemoneye_cli.output import Format, Listing
 from daemoneye_cli.session import OperatorSession
-from daemoneye_cli.tail import Delivery, Gap, Opened, follow
+from daemoneye_cli.tail import Delivery, Gap, Opened, SubscriptionOptions, follow
 from daemoneye_cli.text import parse_since
 
 __all__ = ["add_parser", "list_alerts", "show_alert"]
@@ -147,7 +147,8 @@ async def _follow(
     link = await session.broker()
     async with asyncio.TaskGroup() as group:
         renewal = group.create_task(session.keep_tokens(), name="tokens")
-        async with aclosing(follow(link, ["alerts.#"])) as items:
+        options = SubscriptionOptions(["alerts.#"], subscriber_id="daemoneye-alerts")
+        async with aclosing(follow(link, options)) as items:
             async for item in items:
                 if isinstance(item, Opened):  # after it, so that none falls between the two
                     view.take_list(await _ask(session, request))

@@ -2,37 +2,25 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import grpc.aio
-
-from collector_core.bus import (
-    BrokenError,
-    BusSubscription,
-    Gap,
-    Item,
-    Opened,
-    SubscriptionOptions,
-    negotiate,
-)
+from collector_core.bus import Gap, Item, Opened, SubscriptionOptions
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_cli.arguments import Subparsers, add_command, bounded_int, positive_seconds
 from daemoneye_cli.bus_line import envelope_line, message_document
-from daemoneye_cli.calls import explain_failure
 from daemoneye_cli.errors import UsageError
 from daemoneye_cli.event_line import gap_line
 from daemoneye_cli.exit_code import ExitCode
 from daemoneye_cli.invocation import Invocation
 from daemoneye_cli.output import Format, Output
-from daemoneye_cli.session import Link
+from daemoneye_cli.tail import follow
 from daemoneye_mesh.topic import validate_pattern
 
 __all__ = ["TypeFilter", "add_tail", "parse_types", "run_tail"]
 
 SUBSCRIBER_ID = "daemoneye-bus-tail"
-NEGOTIATE_TIMEOUT_S = 5.0
 ALL_HISTORY_S = 0.0
 MAX_CORRELATION_IDS = 64
 
@@ -137,7 +125,7 @@ async def run_tail(invocation: Invocation) -> ExitCode:
         link = await session.broker()
         async with asyncio.TaskGroup() as group:
             renewal = group.create_task(session.keep_tokens(), name="tokens")
-            async with aclosing(_follow(link, options)) as items:
+            async with aclosing(follow(link, options)) as items:
                 async for item in items:
                     if view.take(item):
                         break
@@ -166,20 +154,6 @@ def _options(invocation: Invocation) -> SubscriptionOptions:
         event_types=types.event_types,
         correlation_ids=tuple(correlation_ids),
     )
-
-
-async def _follow(link: Link, options: SubscriptionOptions) -> AsyncGenerator[Item, None]:
-    """Yields what the broker tells; the first connection fails at once, later ones are retried."""
-    try:
-        await negotiate(link.channel)
-    except grpc.aio.AioRpcError as error:
-        raise explain_failure(error, link.peer, NEGOTIATE_TIMEOUT_S) from None
-    try:
-        async with aclosing(BusSubscription(link.channel, options).items()) as items:
-            async for item in items:
-                yield item
-    except BrokenError as error:
-        raise error.cause from None  # what the broker refused, with the exit status of that
 
 
 class _View:

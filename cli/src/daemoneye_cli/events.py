@@ -12,7 +12,7 @@ from daemoneye_cli.event_line import EventKind, event_document, event_line, gap_
 from daemoneye_cli.exit_code import ExitCode
 from daemoneye_cli.invocation import Invocation
 from daemoneye_cli.output import Format, Output
-from daemoneye_cli.tail import Gap, Opened, follow
+from daemoneye_cli.tail import Gap, Opened, SubscriptionOptions, follow
 
 __all__ = ["add_parser", "run_events"]
 
@@ -85,11 +85,12 @@ async def run_events(invocation: Invocation) -> ExitCode:
         raise UsageError("events have no csv format; use --format json, one document a line")
     view = _View(invocation.output, invocation.argument("kind"), invocation.argument("count"))
     patterns = invocation.arguments.patterns or [DEFAULT_PATTERN]
+    options = SubscriptionOptions(patterns, subscriber_id="daemoneye-events")
     async with invocation.session() as session:
         link = await session.broker()
         async with asyncio.TaskGroup() as group:
             renewal = group.create_task(session.keep_tokens(), name="tokens")
-            async with aclosing(follow(link, patterns)) as items:
+            async with aclosing(follow(link, options)) as items:
                 async for item in items:
                     if view.take(item):
                         break

@@ -17,7 +17,7 @@ from daemoneye_cli.event_line import EventKind, event_document, event_line, gap_
 from daemoneye_cli.output import Output
 from daemoneye_cli.readiness import wait_until_serving
 from daemoneye_cli.session import OperatorSession
-from daemoneye_cli.tail import Gap, Opened, follow
+from daemoneye_cli.tail import Gap, Opened, SubscriptionOptions, follow
 from daemoneye_mesh.completeness import Degradation, DegradedReason
 from daemoneye_mesh.errors import DaemoneyeError
 
@@ -129,7 +129,8 @@ class LiveView:
         patterns = ["events.#", "alerts.#"] if self.has_events else ["alerts.#"]
         async with asyncio.TaskGroup() as group:
             renewal = group.create_task(self.session.keep_tokens(), name="tokens")
-            async with aclosing(follow(link, patterns, "daemoneye-up")) as items:
+            options = SubscriptionOptions(patterns, subscriber_id="daemoneye-up")
+            async with aclosing(follow(link, options)) as items:
                 async for item in items:
                     self._take(item)
             renewal.cancel()

@@ -4,7 +4,7 @@
 runtime dir; so the broker is asked once before.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import grpc.aio
@@ -21,24 +21,23 @@ from collector_core.bus import (
 from daemoneye_cli.calls import explain_failure
 from daemoneye_cli.session import Link
 
-__all__ = ["Delivery", "Gap", "Opened", "follow"]
+__all__ = ["Delivery", "Gap", "Opened", "SubscriptionOptions", "follow"]
 
 NEGOTIATE_TIMEOUT_S = 5.0
 
 
 async def follow(
-    link: Link, patterns: Sequence[str], subscriber_id: str = "daemoneye-cli"
+    link: Link, options: SubscriptionOptions
 ) -> AsyncGenerator[Opened | Delivery | Gap, None]:
     """Yields what the broker tells, over any number of connections, until closed.
 
     Raises:
-        InvalidPatternError: a pattern breaks the grammar.
+        UnsupportedError: the broker lacks a feature that the options need.
         PermissionDeniedError: the operator may not subscribe to a pattern.
         DaemoneyeError: the broker cannot be reached the first time.
     """
-    options = SubscriptionOptions(patterns, subscriber_id=subscriber_id)
     try:
-        await negotiate(link.channel)
+        await negotiate(link.channel, options.features)
     except grpc.aio.AioRpcError as error:
         raise explain_failure(error, link.peer, NEGOTIATE_TIMEOUT_S) from None
     try:

@@ -82,10 +82,12 @@ class BusField:
 
     Args:
         mesh: a mesh of which nothing runs.
+        broker_flags: settings of the broker.
     """
 
-    def __init__(self, mesh: Any) -> None:
+    def __init__(self, mesh: Any, *broker_flags: str) -> None:
         self.mesh = mesh
+        self._broker_flags = ("--log-level", "warning", "--stop-with-parent", *broker_flags)
         self.layout = mesh.layout
         self.layout.root.mkdir(mode=0o750)
         self.layout.tokens_dir.mkdir(mode=0o750)
@@ -109,7 +111,7 @@ class BusField:
 
     async def start_broker(self) -> None:
         """Starts the broker, without waiting for it."""
-        await self.mesh.start("eventbus", "--log-level", "warning", "--stop-with-parent")
+        await self.mesh.start("eventbus", *self._broker_flags)
 
     async def start_publisher(self, life: int = 1, **plan: Any) -> None:
         """Starts the publisher, a collector; see ``publisher.py`` for its plan."""
