@@ -119,4 +119,4 @@ upgrade: $(VENV)/.dev-stamp ## install the newest versions and write constraints
 	@mv $(VENV)/constraints.txt constraints.txt
 
 clean: ## remove the environment and everything generated outside the tree's sources
-	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench $(TOOLS) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -54,10 +54,12 @@ class EventBusSettings(ProcessSettings):
         help="limits such as 'collector/+ events.process 50000/s burst 100000'; see docs/bus.md",
     )
     retained_messages: int = setting(
-        16_384, help="messages kept for subscribers that come late; 0 keeps none", minimum=0
+        262_144, help="messages kept for subscribers that come late; 0 keeps none", minimum=0
     )
     retained_bytes: int = setting(
-        16 << 20, help="bytes kept for subscribers that come late; 0 keeps none", minimum=0
+        16 << 20,
+        help="memory in bytes for messages kept for subscribers that come late; 0 keeps none",
+        minimum=0,
     )
     retained_age_s: float = setting(
         60.0, help="seconds for which messages are kept for them; 0 keeps none", minimum=0

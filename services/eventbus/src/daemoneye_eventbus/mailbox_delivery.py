@@ -49,8 +49,6 @@ class CloseReason(StrEnum):
     """The subscriber ended it."""
     SLOW_CONSUMER = "slow_consumer"
     """It overflowed under the policy ``disconnect``."""
-    REFUSED = "refused"
-    """The broker no longer grants it."""
     DRAINING = "draining"
     """The broker shuts down."""
     SUPERSEDED = "superseded"

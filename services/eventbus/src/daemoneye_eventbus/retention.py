@@ -14,12 +14,17 @@ from daemoneye_eventbus.group import Group
 __all__ = ["Retained", "RetentionLimits", "RetentionRing"]
 
 
+OVERHEAD_BYTES = 640
+"""What a group takes beside its encoded messages: with one message a group it is the most of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
     """How much of the past is kept; a bound of 0 keeps nothing."""
 
-    max_messages: int = 16_384
+    max_messages: int = 262_144
     max_bytes: int = 16 << 20
+    """Of messages, and ``OVERHEAD_BYTES`` for each group of them."""
     max_age_s: float = 60.0
 
 
@@ -59,7 +64,7 @@ class RetentionRing:
             return
         self._ring.append(Retained(group.with_receipt(None), now_s))
         self.message_count += group.count
-        self.size_bytes += group.size_bytes
+        self.size_bytes += group.size_bytes + OVERHEAD_BYTES
         limits = self.limits
         while self.message_count > limits.max_messages or self.size_bytes > limits.max_bytes:
             self._forget()
@@ -87,4 +92,4 @@ class RetentionRing:
         oldest = self._ring.popleft()
         self._forgotten_s = oldest.accepted_s
         self.message_count -= oldest.group.count
-        self.size_bytes -= oldest.group.size_bytes
+        self.size_bytes -= oldest.group.size_bytes + OVERHEAD_BYTES
