@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from daemoneye_eventbus.group import Envelope, Group
 from daemoneye_eventbus.mailbox import Acknowledgement, DropReason, Gap
 from daemoneye_eventbus.receipt import Receipt
-from daemoneye_eventbus.retention import RetentionLimits, RetentionRing
+from daemoneye_eventbus.retention import OVERHEAD_BYTES, RetentionLimits, RetentionRing
 from daemoneye_eventbus.selection import Selection
 from daemoneye_eventbus.subscription import HistoryTerms
 
@@ -77,7 +77,7 @@ async def test_bound_of_a_history_counts_what_passes(desk: Any) -> None:
     "limits",
     [
         RetentionLimits(max_messages=3),
-        RetentionLimits(max_bytes=30),
+        RetentionLimits(max_bytes=3 * (10 + OVERHEAD_BYTES)),
         RetentionLimits(max_age_s=25.0),
     ],
 )
@@ -106,7 +106,7 @@ async def test_what_is_retained_is_bounded_and_what_is_missing_is_told(
         RetentionLimits(max_bytes=0),
         RetentionLimits(max_age_s=0.0),
         RetentionLimits(max_messages=1),
-        RetentionLimits(max_bytes=19),
+        RetentionLimits(max_bytes=19 + OVERHEAD_BYTES),
     ],
 )
 async def test_broker_that_cannot_keep_it_says_so(make_desk: Any, limits: RetentionLimits) -> None:

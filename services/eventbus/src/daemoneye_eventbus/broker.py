@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import inf
 
 from daemoneye_eventbus.backpressure import Backpressure
 from daemoneye_eventbus.consumer_group import ConsumerGroup, ConsumerGroups
@@ -25,15 +24,17 @@ from daemoneye_eventbus.errors import (
     InvalidSubscriptionError,
     SubscriptionLimitError,
     UnacknowledgedTopicError,
+    require_within,
 )
 from daemoneye_eventbus.flow import Flow, FlowSum
 from daemoneye_eventbus.group import Group
+from daemoneye_eventbus.history import offer_history
 from daemoneye_eventbus.mailbox import CloseReason, DropReason, OverflowPolicy
 from daemoneye_eventbus.quota import Quota
 from daemoneye_eventbus.receipt import Receipt
 from daemoneye_eventbus.retention import RetentionLimits, RetentionRing
 from daemoneye_eventbus.router import Router
-from daemoneye_eventbus.subscription import HistoryTerms, Subscription, SubscriptionTerms
+from daemoneye_eventbus.subscription import Subscription, SubscriptionTerms
 from daemoneye_eventbus.tally import Tally, TallyTable
 from daemoneye_mesh.limits import MAX_BATCH_BYTES, MAX_BATCH_MESSAGES, MAX_MESSAGE_BYTES
 
@@ -308,7 +309,8 @@ class Broker:
             self._durable[identity, terms.label] = subscription
         if terms.limits.policy is OverflowPolicy.BLOCK:
             self._backpressure.add(subscription)
-        return Opening(subscription, False, self._offer_history(subscription, terms.history))
+        is_complete = offer_history(subscription, self._ring, self._monotonic())
+        return Opening(subscription, False, is_complete)
 
     def _resume(self, subscription: Subscription, terms: SubscriptionTerms) -> Opening:
         for name in ("limits", "duplicates", "durability", "is_ordered"):
@@ -324,28 +326,6 @@ class Broker:
         subscription.mailbox = subscription.mailbox.succeed()
         subscription.away_since_s = None
         return Opening(subscription, True, True)
-
-    def _offer_history(self, subscription: Subscription, history: HistoryTerms | None) -> bool:
-        if history is None:
-            return True
-        now_s = self._monotonic()
-        since_s = now_s - history.max_age_s if history.max_age_s else -inf
-        self._ring.trim(now_s)
-        offers: list[tuple[Group, int]] = []
-        left = history.max_messages or self._ring.message_count
-        for group in self._ring.latest_first(since_s, now_s):
-            if left == 0:
-                break
-            floor = subscription.floor_of(group.topic)
-            if floor is None or not subscription.lets_through(group.envelope, floor):
-                continue
-            part = group if group.count <= left else group.split(group.count - left)[1]
-            left -= part.count
-            offers.append((part, floor))
-        for group, floor in reversed(offers):
-            subscription.offer(group, floor)
-        is_satisfied = bool(history.max_messages) and left == 0
-        return is_satisfied or self._ring.reaches_back_to(since_s)
 
     def _deliver(
         self,
@@ -406,9 +386,9 @@ class Broker:
     def _require_grantable(self, terms: SubscriptionTerms) -> None:
         limits, wanted = self.limits, terms.limits
         self._require_patterns(terms)
-        _require_within("max_messages", wanted.max_messages, 1, limits.max_mailbox_messages)
+        require_within("max_messages", wanted.max_messages, 1, limits.max_mailbox_messages)
         # A mailbox smaller than one message could never deliver that message.
-        _require_within(
+        require_within(
             "max_bytes", wanted.max_bytes, limits.max_message_bytes, limits.max_mailbox_bytes
         )
 
@@ -431,14 +411,3 @@ def _require_acknowledging(routes: Routes) -> None:
 
 def _is_acknowledged(route: Route) -> bool:
     return any(subscription.terms.acknowledges for subscription, _ in route)
-
-
-def _require_within(name: str, value: int, minimum: int, maximum: int) -> None:
-    if not minimum <= value <= maximum:
-        raise InvalidSubscriptionError(
-            f"{name} is {value}; use a value from {minimum} to {maximum}",
-            setting=name,
-            value=value,
-            minimum=minimum,
-            maximum=maximum,
-        )

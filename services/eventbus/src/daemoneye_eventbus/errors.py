@@ -30,6 +30,7 @@ __all__ = [
     "SupersededSubscriptionError",
     "UnacknowledgedTopicError",
     "UnsupportedSettingError",
+    "require_within",
 ]
 
 
@@ -186,3 +187,19 @@ class MailboxBusyError(InternalError):
 
     def __init__(self) -> None:
         super().__init__("the mailbox has a consumer already; take from one task only")
+
+
+def require_within(name: str, value: int, minimum: int, maximum: int) -> None:
+    """Refuses a setting of a subscription that is out of its range.
+
+    Raises:
+        InvalidSubscriptionError: it is.
+    """
+    if not minimum <= value <= maximum:
+        raise InvalidSubscriptionError(
+            f"{name} is {value}; use a value from {minimum} to {maximum}",
+            setting=name,
+            value=value,
+            minimum=minimum,
+            maximum=maximum,
+        )

@@ -11,7 +11,7 @@ from math import ceil
 
 from daemoneye_eventbus.group import Group
 
-__all__ = ["Retained", "RetentionLimits", "RetentionRing"]
+__all__ = ["OVERHEAD_BYTES", "Retained", "RetentionLimits", "RetentionRing"]
 
 
 OVERHEAD_BYTES = 640

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from daemoneye.eventbus.v1 import eventbus_pb2, subscription_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
 from daemoneye_eventbus.broker import BrokerLimits
-from daemoneye_eventbus.errors import InvalidSubscriptionError, UnsupportedSettingError
+from daemoneye_eventbus.errors import (
+    InvalidSubscriptionError,
+    UnsupportedSettingError,
+    require_within,
+)
 from daemoneye_eventbus.mailbox import (
     Acknowledgement,
     MailboxLimits,
@@ -162,7 +166,7 @@ class TermsReader:
             raise _pointless("block_timeout_ms", "OVERFLOW_POLICY_BLOCK")
         max_messages = qos.max_queue_depth or self.limits.default_mailbox_messages
         block_ms = request.block_timeout_ms or DEFAULT_BLOCK_MS
-        _check_range("block_timeout_ms", block_ms, 1, MAX_BLOCK_MS)
+        require_within("block_timeout_ms", block_ms, 1, MAX_BLOCK_MS)
         return MailboxLimits(
             max_messages=max_messages,
             max_bytes=request.max_queue_bytes or self.limits.max_mailbox_bytes,
@@ -181,14 +185,14 @@ class TermsReader:
                 "a retention_policy needs a subscriber_id to come back to; name the subscriber",
                 setting="subscriber_id",
             )
-        _check_range("retention_duration_ms", asked.retention_duration_ms, 1, MAX_RETENTION_MS)
+        require_within("retention_duration_ms", asked.retention_duration_ms, 1, MAX_RETENTION_MS)
         limits = self.limits
         has_count = asked.HasField("max_retained_messages")
         has_size = asked.HasField("max_retained_size_bytes")
         messages = asked.max_retained_messages if has_count else limits.max_mailbox_messages
         size_bytes = asked.max_retained_size_bytes if has_size else limits.max_mailbox_bytes
-        _check_range("max_retained_messages", messages, 1, limits.max_mailbox_messages)
-        _check_range("max_retained_size_bytes", size_bytes, 1, limits.max_mailbox_bytes)
+        require_within("max_retained_messages", messages, 1, limits.max_mailbox_messages)
+        require_within("max_retained_size_bytes", size_bytes, 1, limits.max_mailbox_bytes)
         return Durability(asked.retention_duration_ms / 1_000, Retention(messages, size_bytes))
 
 
@@ -263,15 +267,15 @@ def _read_acknowledgement(
                 raise _pointless(name, "DELIVERY_GUARANTEE_AT_LEAST_ONCE")
         return None
     timeout_ms, window = asked_ms or DEFAULT_ACK_MS, asked_window or max_messages
-    _check_range("ack_timeout_ms", timeout_ms, MIN_ACK_MS, MAX_ACK_MS)
-    _check_range("max_unacknowledged_messages", window, 1, max_messages)
+    require_within("ack_timeout_ms", timeout_ms, MIN_ACK_MS, MAX_ACK_MS)
+    require_within("max_unacknowledged_messages", window, 1, max_messages)
     return Acknowledgement(timeout_ms / 1_000, window)
 
 
 def _read_credit(request: pb.OpenSubscription) -> int | None:
     if not request.HasField("initial_credit"):
         return None
-    _check_range("initial_credit", request.initial_credit, 0, MAX_CREDIT)
+    require_within("initial_credit", request.initial_credit, 0, MAX_CREDIT)
     return request.initial_credit
 
 
@@ -298,17 +302,6 @@ def _check_label(label: str) -> None:
     if not label.isprintable():
         raise InvalidSubscriptionError(
             "subscriber_id has a control character; use a name that can be shown"
-        )
-
-
-def _check_range(name: str, value: int, minimum: int, maximum: int) -> None:
-    if not minimum <= value <= maximum:
-        raise InvalidSubscriptionError(
-            f"{name} is {value}; use a value from {minimum} to {maximum}",
-            setting=name,
-            value=value,
-            minimum=minimum,
-            maximum=maximum,
         )
 
 

@@ -863,7 +863,7 @@ class GetBusStatsResponse(_message.Message):
     retained_count: _builtins.int
     """Messages retained for late joiners."""
     retained_bytes: _builtins.int
-    """Their size."""
+    """Memory they take, about."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
