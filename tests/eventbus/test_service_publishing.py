@@ -9,6 +9,7 @@ import pytest
 from daemoneye.common.v1 import error_pb2
 from daemoneye.eventbus.v1 import eventbus_pb2, frame_pb2
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
+from daemoneye_eventbus import service_publishing
 from daemoneye_eventbus.errors import BrokerDrainingError, EmptyBatchError
 from daemoneye_eventbus.receipt import Receipt
 from daemoneye_eventbus.service_intake import Accepted
@@ -94,19 +95,26 @@ async def collect(
 async def test_one_answer_stands_for_several_batches_that_were_accepted() -> None:
     stream = stream_of(some_batches(*"abcdef"), FakeIntake())
     answers = [answer async for answer in stream.answers()]
-    assert [(one.batch_id, one.accepted_count, one.routed_count) for one in answers] == [
-        (ANSWER_BATCHES, ANSWER_BATCHES, 2 * ANSWER_BATCHES),
-        (6, 6 - ANSWER_BATCHES, 2 * (6 - ANSWER_BATCHES)),
-    ]
+    assert [(one.batch_id, one.accepted_count, one.routed_count) for one in answers] == [(6, 6, 12)]
 
 
-async def test_large_batch_is_answered_without_waiting_for_another_one() -> None:
+@pytest.mark.parametrize(
+    "sizes", [[1] * ANSWER_BATCHES, [ANSWER_MESSAGES], [1, ANSWER_MESSAGES]], ids=str
+)
+async def test_batches_worth_an_answer_do_not_wait_for_another_one(
+    sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_publishing, "ANSWER_DELAY_S", 10 * TIMEOUT_S)
+
     async def requests() -> AsyncIterator[bytes]:
-        yield encoded_batch(1, *[b"x"] * ANSWER_MESSAGES)
-        yield encoded_batch(2, b"x")
+        for number, size in enumerate(sizes, 1):
+            yield encoded_batch(number, *[b"x"] * size)
+        await asyncio.Event().wait()
 
-    answers = [answer async for answer in stream_of(requests(), FakeIntake()).answers()]
-    assert [one.batch_id for one in answers] == [1, 2]
+    answers = stream_of(requests(), FakeIntake()).answers()
+    async with asyncio.timeout(TIMEOUT_S):
+        assert (await anext(answers)).batch_id == len(sizes)
+    await answers.aclose()
 
 
 async def test_accepted_batch_is_answered_although_no_other_one_comes() -> None:

@@ -8,6 +8,7 @@ reads; and nothing is published after a batch that was refused for a reason that
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from google.protobuf.message import DecodeError
 from daemoneye.eventbus.v1 import eventbus_service_pb2 as pb
 from daemoneye.eventbus.v1 import frame_pb2
 from daemoneye_eventbus.errors import BrokerDrainingError
-from daemoneye_eventbus.service_intake import Accepted, Intake
+from daemoneye_eventbus.receipt import Receipt
+from daemoneye_eventbus.service_intake import Intake
 from daemoneye_mesh.errors import DaemoneyeError, InvalidRequestError
 from daemoneye_mesh.rpc_status import to_detail
 
@@ -37,13 +39,16 @@ class _Due:
     """A batch that has to be answered."""
 
     batch_id: int
-    accepted: Accepted | None = None
+    count: int = 0
+    """Messages accepted."""
+    routed_count: int = 0
+    receipt: Receipt | None = None
     refusal: DaemoneyeError | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether its answer may be part of another one."""
-        return self.accepted is not None and self.accepted.receipt is None
+        return self.receipt is None and self.refusal is None
 
 
 class PublishingStream:
@@ -57,8 +62,11 @@ class PublishingStream:
     def __init__(self, requests: AsyncIterator[bytes], intake: Intake) -> None:
         self._requests = requests
         self._intake = intake
-        self._due: asyncio.Queue[_Due | None] = asyncio.Queue()
-        self._held: _Due | None = None
+        self._due: deque[_Due] = deque()
+        self._due_messages = 0
+        self._ripe = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_ended = False
         self._unread = asyncio.Semaphore(MAX_UNREAD_ANSWERS)
         self._last_batch_id = 0
         self._reader: asyncio.Task[None] | None = None
@@ -74,13 +82,17 @@ class PublishingStream:
         """
         self._reader = asyncio.ensure_future(self._read())
         try:
-            while (due := await self._next()) is not None:
-                yield await self._answer(due)
+            while self._due or not self._has_ended:
+                await self._ripe.wait()
+                self._ripe.clear()
+                while self._due:
+                    yield await self._answer()
             await asyncio.wait([self._reader])
             if self._is_drained:
                 raise BrokerDrainingError
             self._reader.result()
         finally:
+            self._stop_timer()
             self._reader.cancel()
 
     def drain(self) -> None:
@@ -89,56 +101,54 @@ class PublishingStream:
         if self._reader is not None:
             self._reader.cancel()
 
-    async def _next(self) -> _Due | None:
-        held, self._held = self._held, None
-        due = held or await self._due.get()
-        if due is not None:
-            self._unread.release()
-        return due
-
-    async def _answer(self, due: _Due) -> pb.PublishStreamResponse:
+    async def _answer(self) -> pb.PublishStreamResponse:
+        """Answers the batch that is due first, and all that may be answered with it."""
+        due = self._take_due()
         if due.refusal is not None:
             return pb.PublishStreamResponse(batch_id=due.batch_id, error=to_detail(due.refusal))
-        assert due.accepted is not None  # noqa: S101 - one of the two is set
-        if due.accepted.receipt is not None:
-            await due.accepted.receipt.wait()
-            return _accepted(due.batch_id, due.accepted.count, due.accepted.routed_count)
-        return await self._answer_several(due.batch_id, due.accepted)
+        batch_id, count, routed = due.batch_id, due.count, due.routed_count
+        if due.receipt is not None:
+            await due.receipt.wait()
+        while due.is_plain and self._due and self._due[0].is_plain:
+            due = self._take_due()
+            batch_id, count, routed = due.batch_id, count + due.count, routed + due.routed_count
+        return pb.PublishStreamResponse(
+            batch_id=batch_id, accepted_count=count, routed_count=routed
+        )
 
-    async def _answer_several(self, batch_id: int, first: Accepted) -> pb.PublishStreamResponse:
-        count, routed, batches = first.count, first.routed_count, 1
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + ANSWER_DELAY_S
-        while count < ANSWER_MESSAGES and batches < ANSWER_BATCHES:
-            due = await self._next_before(end_s)
-            if due is None:
-                break
-            if not due.is_plain or due.accepted is None:
-                self._held = due
-                break
-            self._unread.release()
-            batch_id, batches = due.batch_id, batches + 1
-            count, routed = count + due.accepted.count, routed + due.accepted.routed_count
-        return _accepted(batch_id, count, routed)
-
-    async def _next_before(self, end_s: float) -> _Due | None:
-        """The next batch to answer, or None when none comes in time or at all."""
-        try:
-            async with asyncio.timeout_at(end_s):
-                due = await self._due.get()
-        except TimeoutError:
-            return None
-        if due is None:
-            self._due.put_nowait(None)  # the end has to be seen again
+    def _take_due(self) -> _Due:
+        due = self._due.popleft()
+        self._due_messages -= due.count
+        self._unread.release()
         return due
+
+    def _add_due(self, due: _Due) -> None:
+        self._due.append(due)
+        self._due_messages += due.count
+        is_enough = len(self._due) >= ANSWER_BATCHES or self._due_messages >= ANSWER_MESSAGES
+        if is_enough or not due.is_plain:
+            self._ripen()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ANSWER_DELAY_S, self._ripen)
+
+    def _ripen(self) -> None:
+        self._stop_timer()
+        self._ripe.set()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _read(self) -> None:
         try:
             async for encoded in self._requests:
                 await self._unread.acquire()
-                self._due.put_nowait(await self._take(encoded))
+                self._add_due(await self._take(encoded))
+                await asyncio.sleep(0)  # subscribers first: asking for the next batch takes a while
         finally:
-            self._due.put_nowait(None)
+            self._has_ended = True
+            self._ripen()
 
     async def _take(self, encoded: bytes) -> _Due:
         try:
@@ -158,7 +168,7 @@ class PublishingStream:
             if refusal.retryable:
                 raise
             return _Due(batch.batch_id, refusal=refusal)
-        return _Due(batch.batch_id, accepted)
+        return _Due(batch.batch_id, accepted.count, accepted.routed_count, receipt=accepted.receipt)
 
     def _require_rising(self, batch_id: int) -> None:
         last, self._last_batch_id = self._last_batch_id, max(batch_id, self._last_batch_id)
@@ -168,7 +178,3 @@ class PublishingStream:
                 batch_id=batch_id,
                 last_batch_id=last,
             )
-
-
-def _accepted(batch_id: int, count: int, routed: int) -> pb.PublishStreamResponse:
-    return pb.PublishStreamResponse(batch_id=batch_id, accepted_count=count, routed_count=routed)

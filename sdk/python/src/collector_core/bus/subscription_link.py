@@ -191,6 +191,7 @@ class SubscriptionLink:
         self._take(_decode(first))
         async for encoded in responses:
             self._take(_decode(encoded))
+            await asyncio.sleep(0)  # whoever iterates first: asking for more takes a while
             await self.inbox.wait_room()
 
     def _take(self, response: frame_pb2.SubscribeFrames) -> None:
