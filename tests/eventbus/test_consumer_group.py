@@ -27,6 +27,14 @@ async def test_each_message_goes_to_one_member_and_to_whoever_observes(desk: Any
     assert await desk.numbers(observer) == await desk.numbers(other) == list(range(1, 31))
 
 
+async def test_other_kind_of_identity_takes_no_share_of_a_group(desk: Any) -> None:
+    worker = member(desk, identity="collector/one")
+    stranger = member(desk, identity="operator/local")
+    for number in range(1, 6):
+        assert await desk.publish(A, number) == 2
+    assert await desk.numbers(worker) == await desk.numbers(stranger) == [1, 2, 3, 4, 5]
+
+
 async def test_hundred_tasks_are_shared_by_two_members(desk: Any) -> None:
     members = [member(desk), member(desk)]
     for number in range(1, 101):

@@ -337,10 +337,8 @@ class Broker:
         subscribers = 0
         shared: dict[str, list[tuple[Subscription, int]]] = {}
         for subscription, floor in route:
-            if subscription.terms.consumer_group:
-                shared.setdefault(subscription.terms.consumer_group, []).append(
-                    (subscription, floor)
-                )
+            if subscription.group_name:
+                shared.setdefault(subscription.group_name, []).append((subscription, floor))
                 continue
             subscription.offer(group, floor)
             subscribers += 1
@@ -366,6 +364,7 @@ class Broker:
         offered = 0
         for group in groups:
             await self._backpressure.make_room(group, self._router.route)
+            self.require_open()  # else it would count as accepted, and go to nobody
             route = self._router.route(group.topic)
             if group.receipt is not None and not _is_acknowledged(route):
                 group.receipt.fail()  # whoever would have acknowledged has left meanwhile

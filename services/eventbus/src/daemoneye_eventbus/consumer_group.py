@@ -35,9 +35,9 @@ class ConsumerGroup:
             theirs, its = other.terms, member.terms
             if theirs.acknowledges != its.acknowledges or theirs.is_ordered != its.is_ordered:
                 raise InvalidSubscriptionError(
-                    f"consumer group {self.name} has members with another delivery_guarantee or"
+                    f"consumer group {its.consumer_group} has members with another delivery_guarantee or"
                     " ordered_delivery; ask for the same, or choose another group",
-                    consumer_group=self.name,
+                    consumer_group=its.consumer_group,
                 )
         self._members.append(member)
 
@@ -90,7 +90,7 @@ class ConsumerGroups:
         Raises:
             InvalidSubscriptionError: it asks for another guarantee or order than the others.
         """
-        name = subscription.terms.consumer_group
+        name = subscription.group_name
         if name:
             group = self._groups.get(name) or ConsumerGroup(name)
             group.join(subscription)
@@ -98,7 +98,7 @@ class ConsumerGroups:
 
     def leave(self, subscription: Subscription) -> ConsumerGroup | None:
         """Removes a subscription; returns its group when somebody is left in it."""
-        group = self._groups.get(subscription.terms.consumer_group)
+        group = self._groups.get(subscription.group_name)
         if group is None:
             return None
         group.leave(subscription)

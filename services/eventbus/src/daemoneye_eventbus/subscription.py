@@ -114,6 +114,12 @@ class Subscription:
         return self.terms.label or self.id
 
     @property
+    def group_name(self) -> str:
+        """Its consumer group, by kind of identity: nobody takes the share of another kind; or empty."""
+        name = self.terms.consumer_group
+        return f"{self.identity.partition('/')[0]}/{name}" if name else ""
+
+    @property
     def is_attached(self) -> bool:
         """Whether its stream stands."""
         return self.away_since_s is None

@@ -188,7 +188,8 @@ class SubscriptionConfig(_message.Message):
     consumer_group: _builtins.str
     """Name of a consumer group, 1 to 64 of [a-z0-9_-]; empty means none. A message that passes several
     members of a group goes to one of them; with ordered_delivery to the same one for each source,
-    as long as the membership stands. Members must ask for the same guarantee. What a member that
+    as long as the membership stands. Members are of one kind of identity (collectors share nothing with
+    operators, whatever the name) and must ask for the same guarantee. What a member that
     leaves had not acknowledged, or had not been handed, goes to another one.
     """
     @_builtins.property
