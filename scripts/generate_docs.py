@@ -37,6 +37,11 @@ COLLECTOR_AREAS = (
     ("COL", "The service on its socket (`ipc/v1/collector_service.proto`)"),
     ("CTL", "Control (`ipc/v1/collector_control_service.proto`)"),
     ("TASK", "Tasks and their results (`ipc/v1/ipc.proto`)"),
+    ("HLT", "Health (`ipc/v1/collector_health.proto`)"),
+    ("CFG", "Live configuration (`ipc/v1/collector_config.proto`)"),
+    ("LOG", "The log of events (`ipc/v1/event_log.proto`)"),
+    ("GAP", "Times in which it did not see everything (`eventbus/v1/collection_gap.proto`)"),
+    ("ANA", "Analyses on demand (`common/v1/analysis.proto`)"),
     ("REG", "Registration, heartbeats, tokens (`agent/v1/registry_service.proto`)"),
     ("ENV", "The envelope of every event (`eventbus/v1/eventbus.proto`)"),
     ("BUS", "Publishing (`eventbus/v1/eventbus_service.proto`)"),
@@ -92,6 +97,9 @@ REMEDIES = {
     ErrorReason.RATE_LIMITED: "wait as long as the RetryInfo says, then repeat; raise the limit if this is normal load",
     ErrorReason.SLOW_CONSUMER: "subscribe again and read faster, or ask for a larger queue or another policy",
     ErrorReason.NO_SUBSCRIBER: "keep the batch and repeat it with backoff until a subscriber is back",
+    ErrorReason.CONFIG_CONFLICT: "read the configuration again, decide again, send the update with its version",
+    ErrorReason.LOG_UNWRITABLE: "make room on the disk of the state dir, or mend its permissions; nothing is lost meanwhile",
+    ErrorReason.APPLY_FAILED: "see the collector's log; the former values are in force, so nothing is urgent",
 }
 """What a caller does about each reason; a reason without an entry fails the generation."""
 

@@ -21,6 +21,9 @@ class DegradedReason(StrEnum):
     READ_ERRORS = "READ_ERRORS"
     RULE_FAILED = "RULE_FAILED"
     PAUSED = "PAUSED"
+    COLLECTION_GAP = "COLLECTION_GAP"
+    OVER_BUDGET = "OVER_BUDGET"
+    LOG_UNWRITABLE = "LOG_UNWRITABLE"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from daemoneye.common.v1 import completeness_pb2 as daemoneye_dot_common_dot_v1_dot_completeness__pb2
+from daemoneye.ipc.v1 import collector_config_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2
+from daemoneye.ipc.v1 import collector_control_service_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0daemoneye/agent/v1/collector_admin_service.proto\x12\x12\x64\x61\x65moneye.agent.v1\x1a&daemoneye/common/v1/completeness.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x03\n\rCollectorInfo\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".daemoneye.agent.v1.CollectorState\x12/\n\x0bstate_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x0f\n\x07\x64omains\x18\x07 \x03(\t\x12\x16\n\x0einstance_epoch\x18\x08 \x01(\x04\x12\x35\n\x11last_heartbeat_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0c\x63ompleteness\x18\n \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12?\n\x07metrics\x18\x0b \x03(\x0b\x32..daemoneye.agent.v1.CollectorInfo.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x17\n\x15ListCollectorsRequest\"O\n\x16ListCollectorsResponse\x12\x35\n\ncollectors\x18\x01 \x03(\x0b\x32!.daemoneye.agent.v1.CollectorInfo\"-\n\x15PauseCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x18\n\x16PauseCollectorResponse\".\n\x16ResumeCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x19\n\x17ResumeCollectorResponse*\xcf\x01\n\x0e\x43ollectorState\x12\x1f\n\x1b\x43OLLECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43OLLECTOR_STATE_REGISTERED\x10\x01\x12\x1b\n\x17\x43OLLECTOR_STATE_SERVING\x10\x02\x12\x1c\n\x18\x43OLLECTOR_STATE_DEGRADED\x10\x03\x12\x1f\n\x1b\x43OLLECTOR_STATE_UNAVAILABLE\x10\x04\x12 \n\x1c\x43OLLECTOR_STATE_DEREGISTERED\x10\x05\x32\xd5\x02\n\x15\x43ollectorAdminService\x12g\n\x0eListCollectors\x12).daemoneye.agent.v1.ListCollectorsRequest\x1a*.daemoneye.agent.v1.ListCollectorsResponse\x12g\n\x0ePauseCollector\x12).daemoneye.agent.v1.PauseCollectorRequest\x1a*.daemoneye.agent.v1.PauseCollectorResponse\x12j\n\x0fResumeCollector\x12*.daemoneye.agent.v1.ResumeCollectorRequest\x1a+.daemoneye.agent.v1.ResumeCollectorResponseBIZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0daemoneye/agent/v1/collector_admin_service.proto\x12\x12\x64\x61\x65moneye.agent.v1\x1a&daemoneye/common/v1/completeness.proto\x1a\'daemoneye/ipc/v1/collector_config.proto\x1a\x30\x64\x61\x65moneye/ipc/v1/collector_control_service.proto\x1a\'daemoneye/ipc/v1/collector_health.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc4\x04\n\rCollectorInfo\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".daemoneye.agent.v1.CollectorState\x12/\n\x0bstate_since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12\x13\n\x0bsocket_path\x18\x06 \x01(\t\x12\x0f\n\x07\x64omains\x18\x07 \x03(\t\x12\x16\n\x0einstance_epoch\x18\x08 \x01(\x04\x12\x35\n\x11last_heartbeat_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x0c\x63ompleteness\x18\n \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12?\n\x07metrics\x18\x0b \x03(\x0b\x32..daemoneye.agent.v1.CollectorInfo.MetricsEntry\x12\x31\n\x06status\x18\x0c \x01(\x0e\x32!.daemoneye.ipc.v1.CollectorStatus\x12\x13\n\x0bis_shedding\x18\r \x01(\x08\x12\x16\n\x0e\x63onfig_version\x18\x0e \x01(\x04\x12\x1c\n\x14unacknowledged_count\x18\x0f \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x17\n\x15ListCollectorsRequest\"O\n\x16ListCollectorsResponse\x12\x35\n\ncollectors\x18\x01 \x03(\x0b\x32!.daemoneye.agent.v1.CollectorInfo\"-\n\x15PauseCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x18\n\x16PauseCollectorResponse\".\n\x16ResumeCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x19\n\x17ResumeCollectorResponse\"-\n\x15StartCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x18\n\x16StartCollectorResponse\",\n\x14StopCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"\x17\n\x15StopCollectorResponse\"H\n\x17RestartCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1a\n\x18RestartCollectorResponse\"-\n\x15\x43heckCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"O\n\x16\x43heckCollectorResponse\x12\x35\n\x06health\x18\x01 \x01(\x0b\x32%.daemoneye.ipc.v1.CheckHealthResponse\"1\n\x19GetCollectorConfigRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"Q\n\x1aGetCollectorConfigResponse\x12\x33\n\x06\x63onfig\x18\x01 \x01(\x0b\x32#.daemoneye.ipc.v1.GetConfigResponse\"h\n\x19\x43onfigureCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x35\n\x06update\x18\x02 \x01(\x0b\x32%.daemoneye.ipc.v1.UpdateConfigRequest\"T\n\x1a\x43onfigureCollectorResponse\x12\x36\n\x06update\x18\x01 \x01(\x0b\x32&.daemoneye.ipc.v1.UpdateConfigResponse\"3\n\x1bGetCollectorCountersRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\"Z\n\x1cGetCollectorCountersResponse\x12:\n\x05stats\x18\x01 \x01(\x0b\x32+.daemoneye.ipc.v1.GetCollectorStatsResponse\"v\n\x13\x45ndCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14\x45ndCollectorResponse*\xcf\x01\n\x0e\x43ollectorState\x12\x1f\n\x1b\x43OLLECTOR_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43OLLECTOR_STATE_REGISTERED\x10\x01\x12\x1b\n\x17\x43OLLECTOR_STATE_SERVING\x10\x02\x12\x1c\n\x18\x43OLLECTOR_STATE_DEGRADED\x10\x03\x12\x1f\n\x1b\x43OLLECTOR_STATE_UNAVAILABLE\x10\x04\x12 \n\x1c\x43OLLECTOR_STATE_DEREGISTERED\x10\x05\x32\xc4\t\n\x15\x43ollectorAdminService\x12g\n\x0eListCollectors\x12).daemoneye.agent.v1.ListCollectorsRequest\x1a*.daemoneye.agent.v1.ListCollectorsResponse\x12g\n\x0ePauseCollector\x12).daemoneye.agent.v1.PauseCollectorRequest\x1a*.daemoneye.agent.v1.PauseCollectorResponse\x12j\n\x0fResumeCollector\x12*.daemoneye.agent.v1.ResumeCollectorRequest\x1a+.daemoneye.agent.v1.ResumeCollectorResponse\x12g\n\x0eStartCollector\x12).daemoneye.agent.v1.StartCollectorRequest\x1a*.daemoneye.agent.v1.StartCollectorResponse\x12\x64\n\rStopCollector\x12(.daemoneye.agent.v1.StopCollectorRequest\x1a).daemoneye.agent.v1.StopCollectorResponse\x12m\n\x10RestartCollector\x12+.daemoneye.agent.v1.RestartCollectorRequest\x1a,.daemoneye.agent.v1.RestartCollectorResponse\x12g\n\x0e\x43heckCollector\x12).daemoneye.agent.v1.CheckCollectorRequest\x1a*.daemoneye.agent.v1.CheckCollectorResponse\x12s\n\x12GetCollectorConfig\x12-.daemoneye.agent.v1.GetCollectorConfigRequest\x1a..daemoneye.agent.v1.GetCollectorConfigResponse\x12s\n\x12\x43onfigureCollector\x12-.daemoneye.agent.v1.ConfigureCollectorRequest\x1a..daemoneye.agent.v1.ConfigureCollectorResponse\x12y\n\x14GetCollectorCounters\x12/.daemoneye.agent.v1.GetCollectorCountersRequest\x1a\x30.daemoneye.agent.v1.GetCollectorCountersResponse\x12\x61\n\x0c\x45ndCollector\x12\'.daemoneye.agent.v1.EndCollectorRequest\x1a(.daemoneye.agent.v1.EndCollectorResponseBIZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,24 +40,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1'
   _globals['_COLLECTORINFO_METRICSENTRY']._loaded_options = None
   _globals['_COLLECTORINFO_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_COLLECTORSTATE']._serialized_start=857
-  _globals['_COLLECTORSTATE']._serialized_end=1064
-  _globals['_COLLECTORINFO']._serialized_start=146
-  _globals['_COLLECTORINFO']._serialized_end=600
-  _globals['_COLLECTORINFO_METRICSENTRY']._serialized_start=554
-  _globals['_COLLECTORINFO_METRICSENTRY']._serialized_end=600
-  _globals['_LISTCOLLECTORSREQUEST']._serialized_start=602
-  _globals['_LISTCOLLECTORSREQUEST']._serialized_end=625
-  _globals['_LISTCOLLECTORSRESPONSE']._serialized_start=627
-  _globals['_LISTCOLLECTORSRESPONSE']._serialized_end=706
-  _globals['_PAUSECOLLECTORREQUEST']._serialized_start=708
-  _globals['_PAUSECOLLECTORREQUEST']._serialized_end=753
-  _globals['_PAUSECOLLECTORRESPONSE']._serialized_start=755
-  _globals['_PAUSECOLLECTORRESPONSE']._serialized_end=779
-  _globals['_RESUMECOLLECTORREQUEST']._serialized_start=781
-  _globals['_RESUMECOLLECTORREQUEST']._serialized_end=827
-  _globals['_RESUMECOLLECTORRESPONSE']._serialized_start=829
-  _globals['_RESUMECOLLECTORRESPONSE']._serialized_end=854
-  _globals['_COLLECTORADMINSERVICE']._serialized_start=1067
-  _globals['_COLLECTORADMINSERVICE']._serialized_end=1408
+  _globals['_COLLECTORSTATE']._serialized_start=2136
+  _globals['_COLLECTORSTATE']._serialized_end=2343
+  _globals['_COLLECTORINFO']._serialized_start=310
+  _globals['_COLLECTORINFO']._serialized_end=890
+  _globals['_COLLECTORINFO_METRICSENTRY']._serialized_start=844
+  _globals['_COLLECTORINFO_METRICSENTRY']._serialized_end=890
+  _globals['_LISTCOLLECTORSREQUEST']._serialized_start=892
+  _globals['_LISTCOLLECTORSREQUEST']._serialized_end=915
+  _globals['_LISTCOLLECTORSRESPONSE']._serialized_start=917
+  _globals['_LISTCOLLECTORSRESPONSE']._serialized_end=996
+  _globals['_PAUSECOLLECTORREQUEST']._serialized_start=998
+  _globals['_PAUSECOLLECTORREQUEST']._serialized_end=1043
+  _globals['_PAUSECOLLECTORRESPONSE']._serialized_start=1045
+  _globals['_PAUSECOLLECTORRESPONSE']._serialized_end=1069
+  _globals['_RESUMECOLLECTORREQUEST']._serialized_start=1071
+  _globals['_RESUMECOLLECTORREQUEST']._serialized_end=1117
+  _globals['_RESUMECOLLECTORRESPONSE']._serialized_start=1119
+  _globals['_RESUMECOLLECTORRESPONSE']._serialized_end=1144
+  _globals['_STARTCOLLECTORREQUEST']._serialized_start=1146
+  _globals['_STARTCOLLECTORREQUEST']._serialized_end=1191
+  _globals['_STARTCOLLECTORRESPONSE']._serialized_start=1193
+  _globals['_STARTCOLLECTORRESPONSE']._serialized_end=1217
+  _globals['_STOPCOLLECTORREQUEST']._serialized_start=1219
+  _globals['_STOPCOLLECTORREQUEST']._serialized_end=1263
+  _globals['_STOPCOLLECTORRESPONSE']._serialized_start=1265
+  _globals['_STOPCOLLECTORRESPONSE']._serialized_end=1288
+  _globals['_RESTARTCOLLECTORREQUEST']._serialized_start=1290
+  _globals['_RESTARTCOLLECTORREQUEST']._serialized_end=1362
+  _globals['_RESTARTCOLLECTORRESPONSE']._serialized_start=1364
+  _globals['_RESTARTCOLLECTORRESPONSE']._serialized_end=1390
+  _globals['_CHECKCOLLECTORREQUEST']._serialized_start=1392
+  _globals['_CHECKCOLLECTORREQUEST']._serialized_end=1437
+  _globals['_CHECKCOLLECTORRESPONSE']._serialized_start=1439
+  _globals['_CHECKCOLLECTORRESPONSE']._serialized_end=1518
+  _globals['_GETCOLLECTORCONFIGREQUEST']._serialized_start=1520
+  _globals['_GETCOLLECTORCONFIGREQUEST']._serialized_end=1569
+  _globals['_GETCOLLECTORCONFIGRESPONSE']._serialized_start=1571
+  _globals['_GETCOLLECTORCONFIGRESPONSE']._serialized_end=1652
+  _globals['_CONFIGURECOLLECTORREQUEST']._serialized_start=1654
+  _globals['_CONFIGURECOLLECTORREQUEST']._serialized_end=1758
+  _globals['_CONFIGURECOLLECTORRESPONSE']._serialized_start=1760
+  _globals['_CONFIGURECOLLECTORRESPONSE']._serialized_end=1844
+  _globals['_GETCOLLECTORCOUNTERSREQUEST']._serialized_start=1846
+  _globals['_GETCOLLECTORCOUNTERSREQUEST']._serialized_end=1897
+  _globals['_GETCOLLECTORCOUNTERSRESPONSE']._serialized_start=1899
+  _globals['_GETCOLLECTORCOUNTERSRESPONSE']._serialized_end=1989
+  _globals['_ENDCOLLECTORREQUEST']._serialized_start=1991
+  _globals['_ENDCOLLECTORREQUEST']._serialized_end=2109
+  _globals['_ENDCOLLECTORRESPONSE']._serialized_start=2111
+  _globals['_ENDCOLLECTORRESPONSE']._serialized_end=2133
+  _globals['_COLLECTORADMINSERVICE']._serialized_start=2346
+  _globals['_COLLECTORADMINSERVICE']._serialized_end=3566
 # @@protoc_insertion_point(module_scope)

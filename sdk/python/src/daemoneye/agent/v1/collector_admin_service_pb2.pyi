@@ -9,7 +9,11 @@ Errors of every method: UNAUTHENTICATED (TOKEN_*), PERMISSION_DENIED (ACCESS_DEN
 
 from collections import abc as _abc
 from daemoneye.common.v1 import completeness_pb2 as _completeness_pb2
+from daemoneye.ipc.v1 import collector_config_pb2 as _collector_config_pb2
+from daemoneye.ipc.v1 import collector_control_service_pb2 as _collector_control_service_pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as _collector_health_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -98,6 +102,10 @@ class CollectorInfo(_message.Message):
     LAST_HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
     COMPLETENESS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    IS_SHEDDING_FIELD_NUMBER: _builtins.int
+    CONFIG_VERSION_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_COUNT_FIELD_NUMBER: _builtins.int
     collector_id: _builtins.str
     """Its id."""
     state: Global___CollectorState.ValueType
@@ -110,6 +118,14 @@ class CollectorInfo(_message.Message):
     """Its socket."""
     instance_epoch: _builtins.int
     """Its instance."""
+    status: _collector_health_pb2.CollectorStatus.ValueType
+    """Status in the words of the collector, from its last heartbeat."""
+    is_shedding: _builtins.bool
+    """Whether it sheds events, from its last heartbeat."""
+    config_version: _builtins.int
+    """Version of its configuration, from its last heartbeat."""
+    unacknowledged_count: _builtins.int
+    """Events in its log that the agent has not stored yet, from its last heartbeat."""
     @_builtins.property
     def state_since(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -144,10 +160,14 @@ class CollectorInfo(_message.Message):
         last_heartbeat_at: _timestamp_pb2.Timestamp | None = ...,
         completeness: _completeness_pb2.Completeness | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        status: _collector_health_pb2.CollectorStatus.ValueType = ...,
+        is_shedding: _builtins.bool = ...,
+        config_version: _builtins.int = ...,
+        unacknowledged_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness", "last_heartbeat_at", b"last_heartbeat_at", "state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "completeness", b"completeness", "domains", b"domains", "instance_epoch", b"instance_epoch", "last_heartbeat_at", b"last_heartbeat_at", "metrics", b"metrics", "pid", b"pid", "socket_path", b"socket_path", "state", b"state", "state_since", b"state_since", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "completeness", b"completeness", "config_version", b"config_version", "domains", b"domains", "instance_epoch", b"instance_epoch", "is_shedding", b"is_shedding", "last_heartbeat_at", b"last_heartbeat_at", "metrics", b"metrics", "pid", b"pid", "socket_path", b"socket_path", "state", b"state", "state_since", b"state_since", "status", b"status", "unacknowledged_count", b"unacknowledged_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -271,3 +291,367 @@ class ResumeCollectorResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeCollectorResponse: _TypeAlias = ResumeCollectorResponse  # noqa: Y015
+
+@_typing.final
+class StartCollectorRequest(_message.Message):
+    """Asks to start one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCollectorRequest: _TypeAlias = StartCollectorRequest  # noqa: Y015
+
+@_typing.final
+class StartCollectorResponse(_message.Message):
+    """The collector watches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartCollectorResponse: _TypeAlias = StartCollectorResponse  # noqa: Y015
+
+@_typing.final
+class StopCollectorRequest(_message.Message):
+    """Asks to stop one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopCollectorRequest: _TypeAlias = StopCollectorRequest  # noqa: Y015
+
+@_typing.final
+class StopCollectorResponse(_message.Message):
+    """The collector has stopped watching."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopCollectorResponse: _TypeAlias = StopCollectorResponse  # noqa: Y015
+
+@_typing.final
+class RestartCollectorRequest(_message.Message):
+    """Asks to restart one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    idempotency_key: _builtins.str
+    """Chosen by the caller, 1 to 64 bytes."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartCollectorRequest: _TypeAlias = RestartCollectorRequest  # noqa: Y015
+
+@_typing.final
+class RestartCollectorResponse(_message.Message):
+    """The collector watches again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartCollectorResponse: _TypeAlias = RestartCollectorResponse  # noqa: Y015
+
+@_typing.final
+class CheckCollectorRequest(_message.Message):
+    """Asks how one is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCollectorRequest: _TypeAlias = CheckCollectorRequest  # noqa: Y015
+
+@_typing.final
+class CheckCollectorResponse(_message.Message):
+    """How it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEALTH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def health(self) -> _collector_health_pb2.CheckHealthResponse:
+        """What the collector answered."""
+
+    def __init__(
+        self,
+        *,
+        health: _collector_health_pb2.CheckHealthResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckCollectorResponse: _TypeAlias = CheckCollectorResponse  # noqa: Y015
+
+@_typing.final
+class GetCollectorConfigRequest(_message.Message):
+    """Asks for the configuration of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectorConfigRequest: _TypeAlias = GetCollectorConfigRequest  # noqa: Y015
+
+@_typing.final
+class GetCollectorConfigResponse(_message.Message):
+    """The configuration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def config(self) -> _collector_config_pb2.GetConfigResponse:
+        """What the collector answered."""
+
+    def __init__(
+        self,
+        *,
+        config: _collector_config_pb2.GetConfigResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectorConfigResponse: _TypeAlias = GetCollectorConfigResponse  # noqa: Y015
+
+@_typing.final
+class ConfigureCollectorRequest(_message.Message):
+    """Asks to change the configuration of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    @_builtins.property
+    def update(self) -> _collector_config_pb2.UpdateConfigRequest:
+        """The change."""
+
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+        update: _collector_config_pb2.UpdateConfigRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureCollectorRequest: _TypeAlias = ConfigureCollectorRequest  # noqa: Y015
+
+@_typing.final
+class ConfigureCollectorResponse(_message.Message):
+    """What the change did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def update(self) -> _collector_config_pb2.UpdateConfigResponse:
+        """What the collector answered."""
+
+    def __init__(
+        self,
+        *,
+        update: _collector_config_pb2.UpdateConfigResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureCollectorResponse: _TypeAlias = ConfigureCollectorResponse  # noqa: Y015
+
+@_typing.final
+class GetCollectorCountersRequest(_message.Message):
+    """Asks for the counters of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectorCountersRequest: _TypeAlias = GetCollectorCountersRequest  # noqa: Y015
+
+@_typing.final
+class GetCollectorCountersResponse(_message.Message):
+    """The counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stats(self) -> _collector_control_service_pb2.GetCollectorStatsResponse:
+        """What the collector answered."""
+
+    def __init__(
+        self,
+        *,
+        stats: _collector_control_service_pb2.GetCollectorStatsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCollectorCountersResponse: _TypeAlias = GetCollectorCountersResponse  # noqa: Y015
+
+@_typing.final
+class EndCollectorRequest(_message.Message):
+    """Asks to end the process of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTOR_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    collector_id: _builtins.str
+    """Its id."""
+    reason: _builtins.str
+    """Why, for the log."""
+    force: _builtins.bool
+    """Exit at once."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Most time for the drain; the collector's own setting when absent. Not with force."""
+
+    def __init__(
+        self,
+        *,
+        collector_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "force", b"force", "reason", b"reason", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndCollectorRequest: _TypeAlias = EndCollectorRequest  # noqa: Y015
+
+@_typing.final
+class EndCollectorResponse(_message.Message):
+    """The collector ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndCollectorResponse: _TypeAlias = EndCollectorResponse  # noqa: Y015

@@ -50,6 +50,46 @@ class CollectorAdminServiceStub(object):
                 request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorRequest.SerializeToString,
                 response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorResponse.FromString,
                 _registered_method=True)
+        self.StartCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/StartCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorResponse.FromString,
+                _registered_method=True)
+        self.StopCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/StopCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorResponse.FromString,
+                _registered_method=True)
+        self.RestartCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/RestartCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorResponse.FromString,
+                _registered_method=True)
+        self.CheckCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/CheckCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorResponse.FromString,
+                _registered_method=True)
+        self.GetCollectorConfig = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/GetCollectorConfig',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigResponse.FromString,
+                _registered_method=True)
+        self.ConfigureCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/ConfigureCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorResponse.FromString,
+                _registered_method=True)
+        self.GetCollectorCounters = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/GetCollectorCounters',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersResponse.FromString,
+                _registered_method=True)
+        self.EndCollector = channel.unary_unary(
+                '/daemoneye.agent.v1.CollectorAdminService/EndCollector',
+                request_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorResponse.FromString,
+                _registered_method=True)
 
 
 class CollectorAdminServiceServicer(object):
@@ -77,6 +117,67 @@ class CollectorAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartCollector(self, request, context):
+        """Makes a stopped collector prepare its sources and watch. Idempotent. Deadline: 35 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopCollector(self, request, context):
+        """Makes a collector stop watching and close its sources; its process stays. Idempotent. Deadline:
+        35 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartCollector(self, request, context):
+        """Stops and starts a collector, once for each idempotency_key. Deadline: 65 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckCollector(self, request, context):
+        """Asks a collector how it and its parts are. Idempotent. Deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCollectorConfig(self, request, context):
+        """Reads the configuration of a collector. Idempotent. Deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureCollector(self, request, context):
+        """Changes the configuration of a running collector, or checks a change. Idempotent by the key of
+        the update. Deadline: 15 s.
+
+        Errors: those of CollectorControlService.UpdateConfig.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCollectorCounters(self, request, context):
+        """Reads the counters of a collector. Idempotent. Deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndCollector(self, request, context):
+        """Makes the process of a collector drain, or with force exit at once. What supervises it may start
+        it again. Idempotent. Deadline: 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectorAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +195,46 @@ def add_CollectorAdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeCollector,
                     request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorRequest.FromString,
                     response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorResponse.SerializeToString,
+            ),
+            'StartCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorResponse.SerializeToString,
+            ),
+            'StopCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorResponse.SerializeToString,
+            ),
+            'RestartCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorResponse.SerializeToString,
+            ),
+            'CheckCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorResponse.SerializeToString,
+            ),
+            'GetCollectorConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCollectorConfig,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigResponse.SerializeToString,
+            ),
+            'ConfigureCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorResponse.SerializeToString,
+            ),
+            'GetCollectorCounters': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCollectorCounters,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersResponse.SerializeToString,
+            ),
+            'EndCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndCollector,
+                    request_deserializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +319,222 @@ class CollectorAdminService(object):
             '/daemoneye.agent.v1.CollectorAdminService/ResumeCollector',
             daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorRequest.SerializeToString,
             daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ResumeCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/StartCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StartCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/StopCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.StopCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/RestartCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.RestartCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/CheckCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.CheckCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCollectorConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/GetCollectorConfig',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/ConfigureCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.ConfigureCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCollectorCounters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/GetCollectorCounters',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.GetCollectorCountersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.agent.v1.CollectorAdminService/EndCollector',
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorRequest.SerializeToString,
+            daemoneye_dot_agent_dot_v1_dot_collector__admin__service__pb2.EndCollectorResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,30 @@ class CollectorAdminServiceStub:
     """Makes a collector stop watching; it still answers tasks. Idempotent. Deadline: 10 s."""
     ResumeCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.ResumeCollectorRequest, _collector_admin_service_pb2.ResumeCollectorResponse]
     """Makes a collector watch again. Idempotent. Deadline: 10 s."""
+    StartCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.StartCollectorRequest, _collector_admin_service_pb2.StartCollectorResponse]
+    """Makes a stopped collector prepare its sources and watch. Idempotent. Deadline: 35 s."""
+    StopCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.StopCollectorRequest, _collector_admin_service_pb2.StopCollectorResponse]
+    """Makes a collector stop watching and close its sources; its process stays. Idempotent. Deadline:
+    35 s.
+    """
+    RestartCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.RestartCollectorRequest, _collector_admin_service_pb2.RestartCollectorResponse]
+    """Stops and starts a collector, once for each idempotency_key. Deadline: 65 s."""
+    CheckCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.CheckCollectorRequest, _collector_admin_service_pb2.CheckCollectorResponse]
+    """Asks a collector how it and its parts are. Idempotent. Deadline: 10 s."""
+    GetCollectorConfig: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.GetCollectorConfigRequest, _collector_admin_service_pb2.GetCollectorConfigResponse]
+    """Reads the configuration of a collector. Idempotent. Deadline: 10 s."""
+    ConfigureCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.ConfigureCollectorRequest, _collector_admin_service_pb2.ConfigureCollectorResponse]
+    """Changes the configuration of a running collector, or checks a change. Idempotent by the key of
+    the update. Deadline: 15 s.
+
+    Errors: those of CollectorControlService.UpdateConfig.
+    """
+    GetCollectorCounters: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.GetCollectorCountersRequest, _collector_admin_service_pb2.GetCollectorCountersResponse]
+    """Reads the counters of a collector. Idempotent. Deadline: 10 s."""
+    EndCollector: _grpc.UnaryUnaryMultiCallable[_collector_admin_service_pb2.EndCollectorRequest, _collector_admin_service_pb2.EndCollectorResponse]
+    """Makes the process of a collector drain, or with force exit at once. What supervises it may start
+    it again. Idempotent. Deadline: 10 s.
+    """
 
 @_typing.type_check_only
 class CollectorAdminServiceAsyncStub(CollectorAdminServiceStub):
@@ -55,6 +79,30 @@ class CollectorAdminServiceAsyncStub(CollectorAdminServiceStub):
     """Makes a collector stop watching; it still answers tasks. Idempotent. Deadline: 10 s."""
     ResumeCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.ResumeCollectorRequest, _collector_admin_service_pb2.ResumeCollectorResponse]  # type: ignore[assignment]
     """Makes a collector watch again. Idempotent. Deadline: 10 s."""
+    StartCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.StartCollectorRequest, _collector_admin_service_pb2.StartCollectorResponse]  # type: ignore[assignment]
+    """Makes a stopped collector prepare its sources and watch. Idempotent. Deadline: 35 s."""
+    StopCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.StopCollectorRequest, _collector_admin_service_pb2.StopCollectorResponse]  # type: ignore[assignment]
+    """Makes a collector stop watching and close its sources; its process stays. Idempotent. Deadline:
+    35 s.
+    """
+    RestartCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.RestartCollectorRequest, _collector_admin_service_pb2.RestartCollectorResponse]  # type: ignore[assignment]
+    """Stops and starts a collector, once for each idempotency_key. Deadline: 65 s."""
+    CheckCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.CheckCollectorRequest, _collector_admin_service_pb2.CheckCollectorResponse]  # type: ignore[assignment]
+    """Asks a collector how it and its parts are. Idempotent. Deadline: 10 s."""
+    GetCollectorConfig: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.GetCollectorConfigRequest, _collector_admin_service_pb2.GetCollectorConfigResponse]  # type: ignore[assignment]
+    """Reads the configuration of a collector. Idempotent. Deadline: 10 s."""
+    ConfigureCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.ConfigureCollectorRequest, _collector_admin_service_pb2.ConfigureCollectorResponse]  # type: ignore[assignment]
+    """Changes the configuration of a running collector, or checks a change. Idempotent by the key of
+    the update. Deadline: 15 s.
+
+    Errors: those of CollectorControlService.UpdateConfig.
+    """
+    GetCollectorCounters: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.GetCollectorCountersRequest, _collector_admin_service_pb2.GetCollectorCountersResponse]  # type: ignore[assignment]
+    """Reads the counters of a collector. Idempotent. Deadline: 10 s."""
+    EndCollector: _aio.UnaryUnaryMultiCallable[_collector_admin_service_pb2.EndCollectorRequest, _collector_admin_service_pb2.EndCollectorResponse]  # type: ignore[assignment]
+    """Makes the process of a collector drain, or with force exit at once. What supervises it may start
+    it again. Idempotent. Deadline: 10 s.
+    """
 
 class CollectorAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lists and steers collectors."""
@@ -82,5 +130,77 @@ class CollectorAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collector_admin_service_pb2.ResumeCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.ResumeCollectorResponse]]:
         """Makes a collector watch again. Idempotent. Deadline: 10 s."""
+
+    @_abc_1.abstractmethod
+    def StartCollector(
+        self,
+        request: _collector_admin_service_pb2.StartCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.StartCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.StartCollectorResponse]]:
+        """Makes a stopped collector prepare its sources and watch. Idempotent. Deadline: 35 s."""
+
+    @_abc_1.abstractmethod
+    def StopCollector(
+        self,
+        request: _collector_admin_service_pb2.StopCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.StopCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.StopCollectorResponse]]:
+        """Makes a collector stop watching and close its sources; its process stays. Idempotent. Deadline:
+        35 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartCollector(
+        self,
+        request: _collector_admin_service_pb2.RestartCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.RestartCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.RestartCollectorResponse]]:
+        """Stops and starts a collector, once for each idempotency_key. Deadline: 65 s."""
+
+    @_abc_1.abstractmethod
+    def CheckCollector(
+        self,
+        request: _collector_admin_service_pb2.CheckCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.CheckCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.CheckCollectorResponse]]:
+        """Asks a collector how it and its parts are. Idempotent. Deadline: 10 s."""
+
+    @_abc_1.abstractmethod
+    def GetCollectorConfig(
+        self,
+        request: _collector_admin_service_pb2.GetCollectorConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.GetCollectorConfigResponse, _abc.Awaitable[_collector_admin_service_pb2.GetCollectorConfigResponse]]:
+        """Reads the configuration of a collector. Idempotent. Deadline: 10 s."""
+
+    @_abc_1.abstractmethod
+    def ConfigureCollector(
+        self,
+        request: _collector_admin_service_pb2.ConfigureCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.ConfigureCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.ConfigureCollectorResponse]]:
+        """Changes the configuration of a running collector, or checks a change. Idempotent by the key of
+        the update. Deadline: 15 s.
+
+        Errors: those of CollectorControlService.UpdateConfig.
+        """
+
+    @_abc_1.abstractmethod
+    def GetCollectorCounters(
+        self,
+        request: _collector_admin_service_pb2.GetCollectorCountersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.GetCollectorCountersResponse, _abc.Awaitable[_collector_admin_service_pb2.GetCollectorCountersResponse]]:
+        """Reads the counters of a collector. Idempotent. Deadline: 10 s."""
+
+    @_abc_1.abstractmethod
+    def EndCollector(
+        self,
+        request: _collector_admin_service_pb2.EndCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_admin_service_pb2.EndCollectorResponse, _abc.Awaitable[_collector_admin_service_pb2.EndCollectorResponse]]:
+        """Makes the process of a collector drain, or with force exit at once. What supervises it may start
+        it again. Idempotent. Deadline: 10 s.
+        """
 
 def add_CollectorAdminServiceServicer_to_server(servicer: CollectorAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

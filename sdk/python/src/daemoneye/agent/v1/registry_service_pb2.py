@@ -24,12 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from daemoneye.common.v1 import common_pb2 as daemoneye_dot_common_dot_v1_dot_common__pb2
 from daemoneye.common.v1 import completeness_pb2 as daemoneye_dot_common_dot_v1_dot_completeness__pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2
+from daemoneye.ipc.v1 import event_log_pb2 as daemoneye_dot_ipc_dot_v1_dot_event__log__pb2
 from daemoneye.ipc.v1 import ipc_pb2 as daemoneye_dot_ipc_dot_v1_dot_ipc__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)daemoneye/agent/v1/registry_service.proto\x12\x12\x64\x61\x65moneye.agent.v1\x1a daemoneye/common/v1/common.proto\x1a&daemoneye/common/v1/completeness.proto\x1a\x1a\x64\x61\x65moneye/ipc/v1/ipc.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x18RegisterCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x33\n\x07\x64omains\x18\x05 \x03(\x0e\x32\".daemoneye.ipc.v1.MonitoringDomain\x12\x31\n\ntask_types\x18\x06 \x03(\x0e\x32\x1d.daemoneye.common.v1.TaskType\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x35\n\x12heartbeat_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"r\n\x19RegisterCollectorResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16missed_heartbeat_limit\x18\x02 \x01(\r\"\xbe\x02\n\x10HeartbeatRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x1a\n\x12heartbeat_sequence\x18\x03 \x01(\x04\x12\x33\n\x06health\x18\x04 \x01(\x0e\x32#.daemoneye.agent.v1.CollectorHealth\x12\x37\n\x0c\x63ompleteness\x18\x05 \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12\x42\n\x07metrics\x18\x06 \x03(\x0b\x32\x31.daemoneye.agent.v1.HeartbeatRequest.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"/\n\x11HeartbeatResponse\x12\x1a\n\x12heartbeat_sequence\x18\x01 \x01(\x04\"Z\n\x1a\x44\x65registerCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1d\n\x1b\x44\x65registerCollectorResponse\"%\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\"S\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x01\n\x0f\x43ollectorHealth\x12 \n\x1c\x43OLLECTOR_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLLECTOR_HEALTH_OK\x10\x01\x12\x1d\n\x19\x43OLLECTOR_HEALTH_DEGRADED\x10\x02\x12\x1b\n\x17\x43OLLECTOR_HEALTH_FAILED\x10\x03\x32\xb6\x03\n\x0fRegistryService\x12p\n\x11RegisterCollector\x12,.daemoneye.agent.v1.RegisterCollectorRequest\x1a-.daemoneye.agent.v1.RegisterCollectorResponse\x12\\\n\tHeartbeat\x12$.daemoneye.agent.v1.HeartbeatRequest\x1a%.daemoneye.agent.v1.HeartbeatResponse(\x01\x30\x01\x12v\n\x13\x44\x65registerCollector\x12..daemoneye.agent.v1.DeregisterCollectorRequest\x1a/.daemoneye.agent.v1.DeregisterCollectorResponse\x12[\n\nIssueToken\x12%.daemoneye.agent.v1.IssueTokenRequest\x1a&.daemoneye.agent.v1.IssueTokenResponseBIZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)daemoneye/agent/v1/registry_service.proto\x12\x12\x64\x61\x65moneye.agent.v1\x1a daemoneye/common/v1/common.proto\x1a&daemoneye/common/v1/completeness.proto\x1a\'daemoneye/ipc/v1/collector_health.proto\x1a daemoneye/ipc/v1/event_log.proto\x1a\x1a\x64\x61\x65moneye/ipc/v1/ipc.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x18RegisterCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bsocket_path\x18\x04 \x01(\t\x12\x33\n\x07\x64omains\x18\x05 \x03(\x0e\x32\".daemoneye.ipc.v1.MonitoringDomain\x12\x31\n\ntask_types\x18\x06 \x03(\x0e\x32\x1d.daemoneye.common.v1.TaskType\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12\x35\n\x12heartbeat_interval\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"r\n\x19RegisterCollectorResponse\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1e\n\x16missed_heartbeat_limit\x18\x02 \x01(\r\"\xd4\x03\n\x10HeartbeatRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x1a\n\x12heartbeat_sequence\x18\x03 \x01(\x04\x12\x33\n\x06health\x18\x04 \x01(\x0e\x32#.daemoneye.agent.v1.CollectorHealth\x12\x37\n\x0c\x63ompleteness\x18\x05 \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12\x42\n\x07metrics\x18\x06 \x03(\x0b\x32\x31.daemoneye.agent.v1.HeartbeatRequest.MetricsEntry\x12\x31\n\x06status\x18\x07 \x01(\x0e\x32!.daemoneye.ipc.v1.CollectorStatus\x12\x13\n\x0bis_shedding\x18\x08 \x01(\x08\x12\x16\n\x0e\x63onfig_version\x18\t \x01(\x04\x12\x34\n\rlog_positions\x18\n \x03(\x0b\x32\x1d.daemoneye.ipc.v1.LogPosition\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"/\n\x11HeartbeatResponse\x12\x1a\n\x12heartbeat_sequence\x18\x01 \x01(\x04\"Z\n\x1a\x44\x65registerCollectorRequest\x12\x14\n\x0c\x63ollector_id\x18\x01 \x01(\t\x12\x16\n\x0einstance_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1d\n\x1b\x44\x65registerCollectorResponse\"%\n\x11IssueTokenRequest\x12\x10\n\x08\x61udience\x18\x01 \x01(\t\"S\n\x12IssueTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x01\n\x0f\x43ollectorHealth\x12 \n\x1c\x43OLLECTOR_HEALTH_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLLECTOR_HEALTH_OK\x10\x01\x12\x1d\n\x19\x43OLLECTOR_HEALTH_DEGRADED\x10\x02\x12\x1b\n\x17\x43OLLECTOR_HEALTH_FAILED\x10\x03\x32\xb6\x03\n\x0fRegistryService\x12p\n\x11RegisterCollector\x12,.daemoneye.agent.v1.RegisterCollectorRequest\x1a-.daemoneye.agent.v1.RegisterCollectorResponse\x12\\\n\tHeartbeat\x12$.daemoneye.agent.v1.HeartbeatRequest\x1a%.daemoneye.agent.v1.HeartbeatResponse(\x01\x30\x01\x12v\n\x13\x44\x65registerCollector\x12..daemoneye.agent.v1.DeregisterCollectorRequest\x1a/.daemoneye.agent.v1.DeregisterCollectorResponse\x12[\n\nIssueToken\x12%.daemoneye.agent.v1.IssueTokenRequest\x1a&.daemoneye.agent.v1.IssueTokenResponseBIZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +41,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZGgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/agent/v1;agentv1'
   _globals['_HEARTBEATREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_HEARTBEATREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_COLLECTORHEALTH']._serialized_start=1251
-  _globals['_COLLECTORHEALTH']._serialized_end=1387
-  _globals['_REGISTERCOLLECTORREQUEST']._serialized_start=233
-  _globals['_REGISTERCOLLECTORREQUEST']._serialized_end=515
-  _globals['_REGISTERCOLLECTORRESPONSE']._serialized_start=517
-  _globals['_REGISTERCOLLECTORRESPONSE']._serialized_end=631
-  _globals['_HEARTBEATREQUEST']._serialized_start=634
-  _globals['_HEARTBEATREQUEST']._serialized_end=952
-  _globals['_HEARTBEATREQUEST_METRICSENTRY']._serialized_start=906
-  _globals['_HEARTBEATREQUEST_METRICSENTRY']._serialized_end=952
-  _globals['_HEARTBEATRESPONSE']._serialized_start=954
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1001
-  _globals['_DEREGISTERCOLLECTORREQUEST']._serialized_start=1003
-  _globals['_DEREGISTERCOLLECTORREQUEST']._serialized_end=1093
-  _globals['_DEREGISTERCOLLECTORRESPONSE']._serialized_start=1095
-  _globals['_DEREGISTERCOLLECTORRESPONSE']._serialized_end=1124
-  _globals['_ISSUETOKENREQUEST']._serialized_start=1126
-  _globals['_ISSUETOKENREQUEST']._serialized_end=1163
-  _globals['_ISSUETOKENRESPONSE']._serialized_start=1165
-  _globals['_ISSUETOKENRESPONSE']._serialized_end=1248
-  _globals['_REGISTRYSERVICE']._serialized_start=1390
-  _globals['_REGISTRYSERVICE']._serialized_end=1828
+  _globals['_COLLECTORHEALTH']._serialized_start=1476
+  _globals['_COLLECTORHEALTH']._serialized_end=1612
+  _globals['_REGISTERCOLLECTORREQUEST']._serialized_start=308
+  _globals['_REGISTERCOLLECTORREQUEST']._serialized_end=590
+  _globals['_REGISTERCOLLECTORRESPONSE']._serialized_start=592
+  _globals['_REGISTERCOLLECTORRESPONSE']._serialized_end=706
+  _globals['_HEARTBEATREQUEST']._serialized_start=709
+  _globals['_HEARTBEATREQUEST']._serialized_end=1177
+  _globals['_HEARTBEATREQUEST_METRICSENTRY']._serialized_start=1131
+  _globals['_HEARTBEATREQUEST_METRICSENTRY']._serialized_end=1177
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1179
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1226
+  _globals['_DEREGISTERCOLLECTORREQUEST']._serialized_start=1228
+  _globals['_DEREGISTERCOLLECTORREQUEST']._serialized_end=1318
+  _globals['_DEREGISTERCOLLECTORRESPONSE']._serialized_start=1320
+  _globals['_DEREGISTERCOLLECTORRESPONSE']._serialized_end=1349
+  _globals['_ISSUETOKENREQUEST']._serialized_start=1351
+  _globals['_ISSUETOKENREQUEST']._serialized_end=1388
+  _globals['_ISSUETOKENRESPONSE']._serialized_start=1390
+  _globals['_ISSUETOKENRESPONSE']._serialized_end=1473
+  _globals['_REGISTRYSERVICE']._serialized_start=1615
+  _globals['_REGISTRYSERVICE']._serialized_end=2053
 # @@protoc_insertion_point(module_scope)

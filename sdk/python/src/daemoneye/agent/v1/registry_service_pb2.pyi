@@ -20,6 +20,8 @@ MUST-REG-04: a collector MUST renew its tokens before two thirds of their life h
 from collections import abc as _abc
 from daemoneye.common.v1 import common_pb2 as _common_pb2
 from daemoneye.common.v1 import completeness_pb2 as _completeness_pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as _collector_health_pb2
+from daemoneye.ipc.v1 import event_log_pb2 as _event_log_pb2
 from daemoneye.ipc.v1 import ipc_pb2 as _ipc_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -182,6 +184,10 @@ class HeartbeatRequest(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     COMPLETENESS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    IS_SHEDDING_FIELD_NUMBER: _builtins.int
+    CONFIG_VERSION_FIELD_NUMBER: _builtins.int
+    LOG_POSITIONS_FIELD_NUMBER: _builtins.int
     collector_id: _builtins.str
     """As registered."""
     instance_epoch: _builtins.int
@@ -190,6 +196,12 @@ class HeartbeatRequest(_message.Message):
     """1, 2, 3… within the instance."""
     health: Global___CollectorHealth.ValueType
     """Health."""
+    status: _collector_health_pb2.CollectorStatus.ValueType
+    """Status in the words of its own state machine."""
+    is_shedding: _builtins.bool
+    """Whether it sheds events right now."""
+    config_version: _builtins.int
+    """Version of the configuration in force."""
     @_builtins.property
     def completeness(self) -> _completeness_pb2.Completeness:
         """What the collector cannot see now."""
@@ -197,6 +209,12 @@ class HeartbeatRequest(_message.Message):
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Counters for display, at most 64, such as events_emitted."""
+
+    @_builtins.property
+    def log_positions(self) -> _containers.RepeatedCompositeFieldContainer[_event_log_pb2.LogPosition]:
+        """How far its log goes, newest epoch first; the 16 newest epochs that are not acknowledged whole,
+        and the current one.
+        """
 
     def __init__(
         self,
@@ -207,10 +225,14 @@ class HeartbeatRequest(_message.Message):
         health: Global___CollectorHealth.ValueType = ...,
         completeness: _completeness_pb2.Completeness | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        status: _collector_health_pb2.CollectorStatus.ValueType = ...,
+        is_shedding: _builtins.bool = ...,
+        config_version: _builtins.int = ...,
+        log_positions: _abc.Iterable[_event_log_pb2.LogPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completeness", b"completeness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "completeness", b"completeness", "health", b"health", "heartbeat_sequence", b"heartbeat_sequence", "instance_epoch", b"instance_epoch", "metrics", b"metrics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collector_id", b"collector_id", "completeness", b"completeness", "config_version", b"config_version", "health", b"health", "heartbeat_sequence", b"heartbeat_sequence", "instance_epoch", b"instance_epoch", "is_shedding", b"is_shedding", "log_positions", b"log_positions", "metrics", b"metrics", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&daemoneye/common/v1/completeness.proto\x12\x13\x64\x61\x65moneye.common.v1\"f\n\rDegradedCause\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.daemoneye.common.v1.DegradedReason\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"y\n\x0c\x43ompleteness\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.daemoneye.common.v1.CompletenessState\x12\x32\n\x06\x63\x61uses\x18\x02 \x03(\x0b\x32\".daemoneye.common.v1.DegradedCause*y\n\x11\x43ompletenessState\x12\"\n\x1e\x43OMPLETENESS_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OMPLETENESS_STATE_COMPLETE\x10\x01\x12\x1f\n\x1b\x43OMPLETENESS_STATE_DEGRADED\x10\x02*\xb9\x02\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45GRADED_REASON_POLLING\x10\x01\x12 \n\x1c\x44\x45GRADED_REASON_UNPRIVILEGED\x10\x02\x12)\n%DEGRADED_REASON_COLLECTOR_UNAVAILABLE\x10\x03\x12\x1f\n\x1b\x44\x45GRADED_REASON_EVENTS_LOST\x10\x04\x12\x1d\n\x19\x44\x45GRADED_REASON_TRUNCATED\x10\x05\x12\x1f\n\x1b\x44\x45GRADED_REASON_READ_ERRORS\x10\x06\x12\x1f\n\x1b\x44\x45GRADED_REASON_RULE_FAILED\x10\x07\x12\x1a\n\x16\x44\x45GRADED_REASON_PAUSED\x10\x08\x42KZIgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/common/v1;commonv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&daemoneye/common/v1/completeness.proto\x12\x13\x64\x61\x65moneye.common.v1\"f\n\rDegradedCause\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.daemoneye.common.v1.DegradedReason\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"y\n\x0c\x43ompleteness\x12\x35\n\x05state\x18\x01 \x01(\x0e\x32&.daemoneye.common.v1.CompletenessState\x12\x32\n\x06\x63\x61uses\x18\x02 \x03(\x0b\x32\".daemoneye.common.v1.DegradedCause*y\n\x11\x43ompletenessState\x12\"\n\x1e\x43OMPLETENESS_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43OMPLETENESS_STATE_COMPLETE\x10\x01\x12\x1f\n\x1b\x43OMPLETENESS_STATE_DEGRADED\x10\x02*\xa2\x03\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45GRADED_REASON_POLLING\x10\x01\x12 \n\x1c\x44\x45GRADED_REASON_UNPRIVILEGED\x10\x02\x12)\n%DEGRADED_REASON_COLLECTOR_UNAVAILABLE\x10\x03\x12\x1f\n\x1b\x44\x45GRADED_REASON_EVENTS_LOST\x10\x04\x12\x1d\n\x19\x44\x45GRADED_REASON_TRUNCATED\x10\x05\x12\x1f\n\x1b\x44\x45GRADED_REASON_READ_ERRORS\x10\x06\x12\x1f\n\x1b\x44\x45GRADED_REASON_RULE_FAILED\x10\x07\x12\x1a\n\x16\x44\x45GRADED_REASON_PAUSED\x10\x08\x12\"\n\x1e\x44\x45GRADED_REASON_COLLECTION_GAP\x10\t\x12\x1f\n\x1b\x44\x45GRADED_REASON_OVER_BUDGET\x10\n\x12\"\n\x1e\x44\x45GRADED_REASON_LOG_UNWRITABLE\x10\x0b\x42KZIgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/common/v1;commonv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETENESSSTATE']._serialized_start=290
   _globals['_COMPLETENESSSTATE']._serialized_end=411
   _globals['_DEGRADEDREASON']._serialized_start=414
-  _globals['_DEGRADEDREASON']._serialized_end=727
+  _globals['_DEGRADEDREASON']._serialized_end=832
   _globals['_DEGRADEDCAUSE']._serialized_start=63
   _globals['_DEGRADEDCAUSE']._serialized_end=165
   _globals['_COMPLETENESS']._serialized_start=167

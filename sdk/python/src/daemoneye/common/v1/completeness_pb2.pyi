@@ -72,6 +72,12 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     """A rule could not be evaluated on these events."""
     DEGRADED_REASON_PAUSED: _DegradedReason.ValueType  # 8
     """An operator told the collector not to watch."""
+    DEGRADED_REASON_COLLECTION_GAP: _DegradedReason.ValueType  # 9
+    """The collector did not watch for a time; collection_gaps holds the times."""
+    DEGRADED_REASON_OVER_BUDGET: _DegradedReason.ValueType  # 10
+    """The collector does without something to stay within its budget."""
+    DEGRADED_REASON_LOG_UNWRITABLE: _DegradedReason.ValueType  # 11
+    """The collector cannot write its log; events wait."""
 
 class DegradedReason(_DegradedReason, metaclass=_DegradedReasonEnumTypeWrapper):
     """Why something is missing."""
@@ -94,6 +100,12 @@ DEGRADED_REASON_RULE_FAILED: DegradedReason.ValueType  # 7
 """A rule could not be evaluated on these events."""
 DEGRADED_REASON_PAUSED: DegradedReason.ValueType  # 8
 """An operator told the collector not to watch."""
+DEGRADED_REASON_COLLECTION_GAP: DegradedReason.ValueType  # 9
+"""The collector did not watch for a time; collection_gaps holds the times."""
+DEGRADED_REASON_OVER_BUDGET: DegradedReason.ValueType  # 10
+"""The collector does without something to stay within its budget."""
+DEGRADED_REASON_LOG_UNWRITABLE: DegradedReason.ValueType  # 11
+"""The collector cannot write its log; events wait."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015
 
 @_typing.final

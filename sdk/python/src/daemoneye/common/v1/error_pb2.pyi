@@ -119,6 +119,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """[RESOURCE_EXHAUSTED] A subscriber did not keep up with what it had asked for."""
     ERROR_REASON_NO_SUBSCRIBER: _ErrorReason.ValueType  # 38
     """[UNAVAILABLE] Nobody is there to acknowledge what was published."""
+    ERROR_REASON_CONFIG_CONFLICT: _ErrorReason.ValueType  # 39
+    """[ABORTED] Another version of the configuration is in force than the caller has seen."""
+    ERROR_REASON_LOG_UNWRITABLE: _ErrorReason.ValueType  # 40
+    """[UNAVAILABLE] The log of events cannot be written right now, as when the disk is full."""
+    ERROR_REASON_APPLY_FAILED: _ErrorReason.ValueType  # 41
+    """[INTERNAL] A change could not be applied; what was in force before is in force."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable causes. The status code that goes with each stands in brackets."""
@@ -201,6 +207,12 @@ ERROR_REASON_SLOW_CONSUMER: ErrorReason.ValueType  # 37
 """[RESOURCE_EXHAUSTED] A subscriber did not keep up with what it had asked for."""
 ERROR_REASON_NO_SUBSCRIBER: ErrorReason.ValueType  # 38
 """[UNAVAILABLE] Nobody is there to acknowledge what was published."""
+ERROR_REASON_CONFIG_CONFLICT: ErrorReason.ValueType  # 39
+"""[ABORTED] Another version of the configuration is in force than the caller has seen."""
+ERROR_REASON_LOG_UNWRITABLE: ErrorReason.ValueType  # 40
+"""[UNAVAILABLE] The log of events cannot be written right now, as when the disk is full."""
+ERROR_REASON_APPLY_FAILED: ErrorReason.ValueType  # 41
+"""[INTERNAL] A change could not be applied; what was in force before is in force."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

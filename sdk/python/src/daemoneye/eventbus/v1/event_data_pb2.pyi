@@ -12,6 +12,7 @@ its meaning for existing peers; each such enum is excepted from that one lint ru
 """
 
 from collections import abc as _abc
+from daemoneye.common.v1 import analysis_pb2 as _analysis_pb2
 from daemoneye.common.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -936,6 +937,9 @@ class TriggerEventData(_message.Message):
     SOURCE_EVENT_ID_FIELD_NUMBER: _builtins.int
     TRIGGER_PAYLOAD_FIELD_NUMBER: _builtins.int
     TRIGGER_METADATA_FIELD_NUMBER: _builtins.int
+    ANALYSIS_TYPE_FIELD_NUMBER: _builtins.int
+    CUSTOM_TYPE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     trigger_id: _builtins.str
     """Chosen by the sender, 1 to 128 bytes; the same when sent again, so that it is done once."""
     target_collector: _builtins.str
@@ -948,11 +952,19 @@ class TriggerEventData(_message.Message):
     """message_id of the event that gave rise to it; absent when there was none."""
     trigger_payload: _builtins.bytes
     """Arguments of the analysis in a form the target documents, at most 64 KiB."""
+    analysis_type: _analysis_pb2.AnalysisType.ValueType
+    """What to find out."""
+    custom_type: _builtins.str
+    """Name of a CUSTOM analysis, at most 64 bytes; else empty."""
     @_builtins.property
     def trigger_metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Arguments of the analysis by name, as the target documents them; at most 100 entries and 64
         KiB.
         """
+
+    @_builtins.property
+    def target(self) -> _analysis_pb2.AnalysisTarget:
+        """What to look at; a request without a process and a path is refused."""
 
     def __init__(
         self,
@@ -964,10 +976,13 @@ class TriggerEventData(_message.Message):
         source_event_id: _builtins.str | None = ...,
         trigger_payload: _builtins.bytes = ...,
         trigger_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        analysis_type: _analysis_pb2.AnalysisType.ValueType = ...,
+        custom_type: _builtins.str = ...,
+        target: _analysis_pb2.AnalysisTarget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_source_event_id", b"_source_event_id", "source_event_id", b"source_event_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_source_event_id", b"_source_event_id", "source_event_id", b"source_event_id", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_event_id", b"_source_event_id", "priority", b"priority", "source_event_id", b"source_event_id", "target_collector", b"target_collector", "trigger_id", b"trigger_id", "trigger_metadata", b"trigger_metadata", "trigger_payload", b"trigger_payload", "trigger_reason", b"trigger_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_event_id", b"_source_event_id", "analysis_type", b"analysis_type", "custom_type", b"custom_type", "priority", b"priority", "source_event_id", b"source_event_id", "target", b"target", "target_collector", b"target_collector", "trigger_id", b"trigger_id", "trigger_metadata", b"trigger_metadata", "trigger_payload", b"trigger_payload", "trigger_reason", b"trigger_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__source_event_id: _TypeAlias = _typing.Literal["source_event_id"]  # noqa: Y015
     _WhichOneofArgType__source_event_id: _TypeAlias = _typing.Literal["_source_event_id", b"_source_event_id"]  # noqa: Y015

@@ -16,6 +16,7 @@ its meaning for existing peers; each such enum is excepted from that one lint ru
 
 from collections import abc as _abc
 from daemoneye.common.v1 import completeness_pb2 as _completeness_pb2
+from daemoneye.eventbus.v1 import collection_gap_pb2 as _collection_gap_pb2
 from daemoneye.eventbus.v1 import event_data_pb2 as _event_data_pb2
 from daemoneye.eventbus.v1 import rpc_pb2 as _rpc_pb2
 from daemoneye.ipc.v1 import ipc_pb2 as _ipc_pb2
@@ -100,6 +101,8 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A request for analysis; event_data trigger_event."""
     EVENT_TYPE_CORRELATION_EVENT: _EventType.ValueType  # 5
     """Several events belong together; no event_data, the correlation says which."""
+    EVENT_TYPE_COLLECTION_GAP_EVENT: _EventType.ValueType  # 1000
+    """The collector did not see everything; collection_gap says when and why."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What a collection event is about.
@@ -120,6 +123,8 @@ EVENT_TYPE_TRIGGER_EVENT: EventType.ValueType  # 4
 """A request for analysis; event_data trigger_event."""
 EVENT_TYPE_CORRELATION_EVENT: EventType.ValueType  # 5
 """Several events belong together; no event_data, the correlation says which."""
+EVENT_TYPE_COLLECTION_GAP_EVENT: EventType.ValueType  # 1000
+"""The collector did not see everything; collection_gap says when and why."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _ControlOperation:
@@ -564,6 +569,7 @@ class CollectionEventPayload(_message.Message):
     FILESYSTEM_EVENT_FIELD_NUMBER: _builtins.int
     PERFORMANCE_EVENT_FIELD_NUMBER: _builtins.int
     TRIGGER_EVENT_FIELD_NUMBER: _builtins.int
+    COLLECTION_GAP_FIELD_NUMBER: _builtins.int
     event_type: Global___EventType.ValueType
     """What it is about; goes with event_data."""
     @_builtins.property
@@ -590,6 +596,10 @@ class CollectionEventPayload(_message.Message):
     def trigger_event(self) -> _event_data_pb2.TriggerEventData:
         """Somebody asks for analysis."""
 
+    @_builtins.property
+    def collection_gap(self) -> _collection_gap_pb2.CollectionGapData:
+        """The collector did not see everything for a time."""
+
     def __init__(
         self,
         *,
@@ -600,12 +610,13 @@ class CollectionEventPayload(_message.Message):
         filesystem_event: _event_data_pb2.FilesystemEventData | None = ...,
         performance_event: _event_data_pb2.PerformanceEventData | None = ...,
         trigger_event: _event_data_pb2.TriggerEventData | None = ...,
+        collection_gap: _collection_gap_pb2.CollectionGapData | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_data", b"event_data", "filesystem_event", b"filesystem_event", "network_event", b"network_event", "performance_event", b"performance_event", "process_event", b"process_event", "source_capabilities", b"source_capabilities", "trigger_event", b"trigger_event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection_gap", b"collection_gap", "event_data", b"event_data", "filesystem_event", b"filesystem_event", "network_event", b"network_event", "performance_event", b"performance_event", "process_event", b"process_event", "source_capabilities", b"source_capabilities", "trigger_event", b"trigger_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_data", b"event_data", "event_type", b"event_type", "filesystem_event", b"filesystem_event", "network_event", b"network_event", "performance_event", b"performance_event", "process_event", b"process_event", "source_capabilities", b"source_capabilities", "trigger_event", b"trigger_event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection_gap", b"collection_gap", "event_data", b"event_data", "event_type", b"event_type", "filesystem_event", b"filesystem_event", "network_event", b"network_event", "performance_event", b"performance_event", "process_event", b"process_event", "source_capabilities", b"source_capabilities", "trigger_event", b"trigger_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event_data: _TypeAlias = _typing.Literal["process_event", "network_event", "filesystem_event", "performance_event", "trigger_event"]  # noqa: Y015
+    _WhichOneofReturnType_event_data: _TypeAlias = _typing.Literal["process_event", "network_event", "filesystem_event", "performance_event", "trigger_event", "collection_gap"]  # noqa: Y015
     _WhichOneofArgType_event_data: _TypeAlias = _typing.Literal["event_data", b"event_data"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event_data) -> _WhichOneofReturnType_event_data | None: ...
 

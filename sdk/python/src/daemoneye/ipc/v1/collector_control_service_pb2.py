@@ -22,10 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from daemoneye.ipc.v1 import collector_config_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2
+from daemoneye.ipc.v1 import event_log_pb2 as daemoneye_dot_ipc_dot_v1_dot_event__log__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0daemoneye/ipc/v1/collector_control_service.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a\x1egoogle/protobuf/duration.proto\"\x18\n\x16PauseMonitoringRequest\"K\n\x17PauseMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x19\n\x17ResumeMonitoringRequest\"L\n\x18ResumeMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x1a\n\x18GetCollectorStatsRequest\"\x92\x04\n\x19GetCollectorStatsResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x04\x12\x17\n\x0fsource_sequence\x18\x03 \x01(\x04\x12\x15\n\remitted_count\x18\x04 \x01(\x04\x12\x17\n\x0fpublished_count\x18\x05 \x01(\x04\x12T\n\rdropped_count\x18\x06 \x03(\x0b\x32=.daemoneye.ipc.v1.GetCollectorStatsResponse.DroppedCountEntry\x12\x15\n\rpending_count\x18\x07 \x01(\x04\x12\x15\n\rpending_bytes\x18\x08 \x01(\x04\x12N\n\ntask_count\x18\t \x03(\x0b\x32:.daemoneye.ipc.v1.GetCollectorStatsResponse.TaskCountEntry\x12)\n\x06uptime\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x33\n\x11\x44roppedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0eTaskCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"*\n\x18ShutdownCollectorRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"M\n\x19ShutdownCollectorResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState*\xaf\x01\n\x0fMonitoringState\x12 \n\x1cMONITORING_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MONITORING_STATE_STARTING\x10\x01\x12\x1f\n\x1bMONITORING_STATE_MONITORING\x10\x02\x12\x1b\n\x17MONITORING_STATE_PAUSED\x10\x03\x12\x1d\n\x19MONITORING_STATE_STOPPING\x10\x04\x32\xc8\x03\n\x17\x43ollectorControlService\x12\x66\n\x0fPauseMonitoring\x12(.daemoneye.ipc.v1.PauseMonitoringRequest\x1a).daemoneye.ipc.v1.PauseMonitoringResponse\x12i\n\x10ResumeMonitoring\x12).daemoneye.ipc.v1.ResumeMonitoringRequest\x1a*.daemoneye.ipc.v1.ResumeMonitoringResponse\x12l\n\x11GetCollectorStats\x12*.daemoneye.ipc.v1.GetCollectorStatsRequest\x1a+.daemoneye.ipc.v1.GetCollectorStatsResponse\x12l\n\x11ShutdownCollector\x12*.daemoneye.ipc.v1.ShutdownCollectorRequest\x1a+.daemoneye.ipc.v1.ShutdownCollectorResponseBEZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0daemoneye/ipc/v1/collector_control_service.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a\'daemoneye/ipc/v1/collector_config.proto\x1a\'daemoneye/ipc/v1/collector_health.proto\x1a daemoneye/ipc/v1/event_log.proto\x1a\x1egoogle/protobuf/duration.proto\"\x18\n\x16\x42\x65ginMonitoringRequest\"K\n\x17\x42\x65ginMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x17\n\x15StopMonitoringRequest\"J\n\x16StopMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"3\n\x18RestartMonitoringRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\"M\n\x19RestartMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x18\n\x16PauseMonitoringRequest\"K\n\x17PauseMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x19\n\x17ResumeMonitoringRequest\"L\n\x18ResumeMonitoringResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"\x1a\n\x18GetCollectorStatsRequest\"\xb7\x07\n\x19GetCollectorStatsResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\x12\x14\n\x0csource_epoch\x18\x02 \x01(\x04\x12\x17\n\x0fsource_sequence\x18\x03 \x01(\x04\x12\x15\n\remitted_count\x18\x04 \x01(\x04\x12\x17\n\x0fpublished_count\x18\x05 \x01(\x04\x12T\n\rdropped_count\x18\x06 \x03(\x0b\x32=.daemoneye.ipc.v1.GetCollectorStatsResponse.DroppedCountEntry\x12\x15\n\rpending_count\x18\x07 \x01(\x04\x12\x15\n\rpending_bytes\x18\x08 \x01(\x04\x12N\n\ntask_count\x18\t \x03(\x0b\x32:.daemoneye.ipc.v1.GetCollectorStatsResponse.TaskCountEntry\x12)\n\x06uptime\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0clogged_count\x18\x0b \x01(\x04\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x1c\n\x14unacknowledged_count\x18\r \x01(\x04\x12\x16\n\x0ereplayed_count\x18\x0e \x01(\x04\x12N\n\nlost_count\x18\x0f \x03(\x0b\x32:.daemoneye.ipc.v1.GetCollectorStatsResponse.LostCountEntry\x12\x34\n\rlog_positions\x18\x10 \x03(\x0b\x32\x1d.daemoneye.ipc.v1.LogPosition\x12V\n\x0e\x61nalysis_count\x18\x11 \x03(\x0b\x32>.daemoneye.ipc.v1.GetCollectorStatsResponse.AnalysisCountEntry\x1a\x33\n\x11\x44roppedCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0eTaskCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0eLostCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x34\n\x12\x41nalysisCountEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"V\n\x18ShutdownCollectorRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"M\n\x19ShutdownCollectorResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState\"/\n\x1d\x46orceShutdownCollectorRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"R\n\x1e\x46orceShutdownCollectorResponse\x12\x30\n\x05state\x18\x01 \x01(\x0e\x32!.daemoneye.ipc.v1.MonitoringState*\xca\x01\n\x0fMonitoringState\x12 \n\x1cMONITORING_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MONITORING_STATE_STARTING\x10\x01\x12\x1f\n\x1bMONITORING_STATE_MONITORING\x10\x02\x12\x1b\n\x17MONITORING_STATE_PAUSED\x10\x03\x12\x1d\n\x19MONITORING_STATE_STOPPING\x10\x04\x12\x19\n\x15MONITORING_STATE_IDLE\x10\x05\x32\x91\t\n\x17\x43ollectorControlService\x12\x66\n\x0f\x42\x65ginMonitoring\x12(.daemoneye.ipc.v1.BeginMonitoringRequest\x1a).daemoneye.ipc.v1.BeginMonitoringResponse\x12\x63\n\x0eStopMonitoring\x12\'.daemoneye.ipc.v1.StopMonitoringRequest\x1a(.daemoneye.ipc.v1.StopMonitoringResponse\x12l\n\x11RestartMonitoring\x12*.daemoneye.ipc.v1.RestartMonitoringRequest\x1a+.daemoneye.ipc.v1.RestartMonitoringResponse\x12\x66\n\x0fPauseMonitoring\x12(.daemoneye.ipc.v1.PauseMonitoringRequest\x1a).daemoneye.ipc.v1.PauseMonitoringResponse\x12i\n\x10ResumeMonitoring\x12).daemoneye.ipc.v1.ResumeMonitoringRequest\x1a*.daemoneye.ipc.v1.ResumeMonitoringResponse\x12Z\n\x0b\x43heckHealth\x12$.daemoneye.ipc.v1.CheckHealthRequest\x1a%.daemoneye.ipc.v1.CheckHealthResponse\x12]\n\x0cUpdateConfig\x12%.daemoneye.ipc.v1.UpdateConfigRequest\x1a&.daemoneye.ipc.v1.UpdateConfigResponse\x12T\n\tGetConfig\x12\".daemoneye.ipc.v1.GetConfigRequest\x1a#.daemoneye.ipc.v1.GetConfigResponse\x12l\n\x11GetCollectorStats\x12*.daemoneye.ipc.v1.GetCollectorStatsRequest\x1a+.daemoneye.ipc.v1.GetCollectorStatsResponse\x12l\n\x11ShutdownCollector\x12*.daemoneye.ipc.v1.ShutdownCollectorRequest\x1a+.daemoneye.ipc.v1.ShutdownCollectorResponse\x12{\n\x16\x46orceShutdownCollector\x12/.daemoneye.ipc.v1.ForceShutdownCollectorRequest\x1a\x30.daemoneye.ipc.v1.ForceShutdownCollectorResponseBEZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +40,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCOLLECTORSTATSRESPONSE_DROPPEDCOUNTENTRY']._serialized_options = b'8\001'
   _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._loaded_options = None
   _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._serialized_options = b'8\001'
-  _globals['_MONITORINGSTATE']._serialized_start=995
-  _globals['_MONITORINGSTATE']._serialized_end=1170
-  _globals['_PAUSEMONITORINGREQUEST']._serialized_start=102
-  _globals['_PAUSEMONITORINGREQUEST']._serialized_end=126
-  _globals['_PAUSEMONITORINGRESPONSE']._serialized_start=128
-  _globals['_PAUSEMONITORINGRESPONSE']._serialized_end=203
-  _globals['_RESUMEMONITORINGREQUEST']._serialized_start=205
-  _globals['_RESUMEMONITORINGREQUEST']._serialized_end=230
-  _globals['_RESUMEMONITORINGRESPONSE']._serialized_start=232
-  _globals['_RESUMEMONITORINGRESPONSE']._serialized_end=308
-  _globals['_GETCOLLECTORSTATSREQUEST']._serialized_start=310
-  _globals['_GETCOLLECTORSTATSREQUEST']._serialized_end=336
-  _globals['_GETCOLLECTORSTATSRESPONSE']._serialized_start=339
-  _globals['_GETCOLLECTORSTATSRESPONSE']._serialized_end=869
-  _globals['_GETCOLLECTORSTATSRESPONSE_DROPPEDCOUNTENTRY']._serialized_start=768
-  _globals['_GETCOLLECTORSTATSRESPONSE_DROPPEDCOUNTENTRY']._serialized_end=819
-  _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._serialized_start=821
-  _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._serialized_end=869
-  _globals['_SHUTDOWNCOLLECTORREQUEST']._serialized_start=871
-  _globals['_SHUTDOWNCOLLECTORREQUEST']._serialized_end=913
-  _globals['_SHUTDOWNCOLLECTORRESPONSE']._serialized_start=915
-  _globals['_SHUTDOWNCOLLECTORRESPONSE']._serialized_end=992
-  _globals['_COLLECTORCONTROLSERVICE']._serialized_start=1173
-  _globals['_COLLECTORCONTROLSERVICE']._serialized_end=1629
+  _globals['_GETCOLLECTORSTATSRESPONSE_LOSTCOUNTENTRY']._loaded_options = None
+  _globals['_GETCOLLECTORSTATSRESPONSE_LOSTCOUNTENTRY']._serialized_options = b'8\001'
+  _globals['_GETCOLLECTORSTATSRESPONSE_ANALYSISCOUNTENTRY']._loaded_options = None
+  _globals['_GETCOLLECTORSTATSRESPONSE_ANALYSISCOUNTENTRY']._serialized_options = b'8\001'
+  _globals['_MONITORINGSTATE']._serialized_start=2045
+  _globals['_MONITORINGSTATE']._serialized_end=2247
+  _globals['_BEGINMONITORINGREQUEST']._serialized_start=218
+  _globals['_BEGINMONITORINGREQUEST']._serialized_end=242
+  _globals['_BEGINMONITORINGRESPONSE']._serialized_start=244
+  _globals['_BEGINMONITORINGRESPONSE']._serialized_end=319
+  _globals['_STOPMONITORINGREQUEST']._serialized_start=321
+  _globals['_STOPMONITORINGREQUEST']._serialized_end=344
+  _globals['_STOPMONITORINGRESPONSE']._serialized_start=346
+  _globals['_STOPMONITORINGRESPONSE']._serialized_end=420
+  _globals['_RESTARTMONITORINGREQUEST']._serialized_start=422
+  _globals['_RESTARTMONITORINGREQUEST']._serialized_end=473
+  _globals['_RESTARTMONITORINGRESPONSE']._serialized_start=475
+  _globals['_RESTARTMONITORINGRESPONSE']._serialized_end=552
+  _globals['_PAUSEMONITORINGREQUEST']._serialized_start=554
+  _globals['_PAUSEMONITORINGREQUEST']._serialized_end=578
+  _globals['_PAUSEMONITORINGRESPONSE']._serialized_start=580
+  _globals['_PAUSEMONITORINGRESPONSE']._serialized_end=655
+  _globals['_RESUMEMONITORINGREQUEST']._serialized_start=657
+  _globals['_RESUMEMONITORINGREQUEST']._serialized_end=682
+  _globals['_RESUMEMONITORINGRESPONSE']._serialized_start=684
+  _globals['_RESUMEMONITORINGRESPONSE']._serialized_end=760
+  _globals['_GETCOLLECTORSTATSREQUEST']._serialized_start=762
+  _globals['_GETCOLLECTORSTATSREQUEST']._serialized_end=788
+  _globals['_GETCOLLECTORSTATSRESPONSE']._serialized_start=791
+  _globals['_GETCOLLECTORSTATSRESPONSE']._serialized_end=1742
+  _globals['_GETCOLLECTORSTATSRESPONSE_DROPPEDCOUNTENTRY']._serialized_start=1537
+  _globals['_GETCOLLECTORSTATSRESPONSE_DROPPEDCOUNTENTRY']._serialized_end=1588
+  _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._serialized_start=1590
+  _globals['_GETCOLLECTORSTATSRESPONSE_TASKCOUNTENTRY']._serialized_end=1638
+  _globals['_GETCOLLECTORSTATSRESPONSE_LOSTCOUNTENTRY']._serialized_start=1640
+  _globals['_GETCOLLECTORSTATSRESPONSE_LOSTCOUNTENTRY']._serialized_end=1688
+  _globals['_GETCOLLECTORSTATSRESPONSE_ANALYSISCOUNTENTRY']._serialized_start=1690
+  _globals['_GETCOLLECTORSTATSRESPONSE_ANALYSISCOUNTENTRY']._serialized_end=1742
+  _globals['_SHUTDOWNCOLLECTORREQUEST']._serialized_start=1744
+  _globals['_SHUTDOWNCOLLECTORREQUEST']._serialized_end=1830
+  _globals['_SHUTDOWNCOLLECTORRESPONSE']._serialized_start=1832
+  _globals['_SHUTDOWNCOLLECTORRESPONSE']._serialized_end=1909
+  _globals['_FORCESHUTDOWNCOLLECTORREQUEST']._serialized_start=1911
+  _globals['_FORCESHUTDOWNCOLLECTORREQUEST']._serialized_end=1958
+  _globals['_FORCESHUTDOWNCOLLECTORRESPONSE']._serialized_start=1960
+  _globals['_FORCESHUTDOWNCOLLECTORRESPONSE']._serialized_end=2042
+  _globals['_COLLECTORCONTROLSERVICE']._serialized_start=2250
+  _globals['_COLLECTORCONTROLSERVICE']._serialized_end=3419
 # @@protoc_insertion_point(module_scope)

@@ -3,14 +3,25 @@
 isort:skip_file
 How the agent steers a collector. The collector listens on collectors/<id>.sock; the agent calls.
 
+The thirteen operations of the inherited RpcOperation and where they are: REGISTER and DEREGISTER
+are RegistryService.RegisterCollector and DeregisterCollector of the agent; GET_CAPABILITIES and
+EXECUTE_TASK are CollectorService.NegotiateCapabilities and ExecuteTask; START, STOP, RESTART,
+HEALTH_CHECK, UPDATE_CONFIG, PAUSE, RESUME, GRACEFUL_SHUTDOWN and FORCE_SHUTDOWN are here.
+
 Errors of every method: UNAUTHENTICATED (TOKEN_*), PERMISSION_DENIED (ACCESS_DENIED),
-FAILED_PRECONDITION (STATE_INVALID) where the state does not allow it.
+FAILED_PRECONDITION (STATE_INVALID) where the state does not allow it, DEADLINE_EXCEEDED
+(DEADLINE_EXCEEDED) after the work was cancelled.
 
 MUST-CTL-01: every method here MUST be idempotent: asking for a state that is already reached
-answers OK with that state.
+answers OK with that state. RestartMonitoring and UpdateConfig are so by their idempotency_key.
+MUST-CTL-02: work that its deadline or its caller ends MUST be cancelled, and MUST leave the
+collector in the state before or in the state asked for, never between.
+MUST-CTL-03: an idempotency_key MUST be remembered for the last 256 calls at least, and one that
+comes again with another request MUST be refused with INVALID_ARGUMENT (REQUEST_INVALID).
 """
 
 from collections import abc as _abc
+from daemoneye.ipc.v1 import event_log_pb2 as _event_log_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -43,6 +54,8 @@ class _MonitoringStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Monit
     """Told not to watch."""
     MONITORING_STATE_STOPPING: _MonitoringState.ValueType  # 4
     """Draining."""
+    MONITORING_STATE_IDLE: _MonitoringState.ValueType  # 5
+    """Told to stop: the sources are closed."""
 
 class MonitoringState(_MonitoringState, metaclass=_MonitoringStateEnumTypeWrapper):
     """What a collector does."""
@@ -57,7 +70,131 @@ MONITORING_STATE_PAUSED: MonitoringState.ValueType  # 3
 """Told not to watch."""
 MONITORING_STATE_STOPPING: MonitoringState.ValueType  # 4
 """Draining."""
+MONITORING_STATE_IDLE: MonitoringState.ValueType  # 5
+"""Told to stop: the sources are closed."""
 Global___MonitoringState: _TypeAlias = MonitoringState  # noqa: Y015
+
+@_typing.final
+class BeginMonitoringRequest(_message.Message):
+    """Asks to begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginMonitoringRequest: _TypeAlias = BeginMonitoringRequest  # noqa: Y015
+
+@_typing.final
+class BeginMonitoringResponse(_message.Message):
+    """The state after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___MonitoringState.ValueType
+    """MONITORING."""
+    def __init__(
+        self,
+        *,
+        state: Global___MonitoringState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BeginMonitoringResponse: _TypeAlias = BeginMonitoringResponse  # noqa: Y015
+
+@_typing.final
+class StopMonitoringRequest(_message.Message):
+    """Asks to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopMonitoringRequest: _TypeAlias = StopMonitoringRequest  # noqa: Y015
+
+@_typing.final
+class StopMonitoringResponse(_message.Message):
+    """The state after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___MonitoringState.ValueType
+    """IDLE."""
+    def __init__(
+        self,
+        *,
+        state: Global___MonitoringState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopMonitoringResponse: _TypeAlias = StopMonitoringResponse  # noqa: Y015
+
+@_typing.final
+class RestartMonitoringRequest(_message.Message):
+    """Asks to stop and begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Chosen by the caller, 1 to 64 bytes: a restart that is sent again with the same key is done once."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartMonitoringRequest: _TypeAlias = RestartMonitoringRequest  # noqa: Y015
+
+@_typing.final
+class RestartMonitoringResponse(_message.Message):
+    """The state after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___MonitoringState.ValueType
+    """MONITORING."""
+    def __init__(
+        self,
+        *,
+        state: Global___MonitoringState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartMonitoringResponse: _TypeAlias = RestartMonitoringResponse  # noqa: Y015
 
 @_typing.final
 class PauseMonitoringRequest(_message.Message):
@@ -156,7 +293,7 @@ Global___GetCollectorStatsRequest: _TypeAlias = GetCollectorStatsRequest  # noqa
 
 @_typing.final
 class GetCollectorStatsResponse(_message.Message):
-    """The counters of a collector: emitted = published + dropped + pending."""
+    """The counters of a collector since it started: emitted = logged + dropped + pending."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -200,6 +337,46 @@ class GetCollectorStatsResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LostCountEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AnalysisCountEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STATE_FIELD_NUMBER: _builtins.int
     SOURCE_EPOCH_FIELD_NUMBER: _builtins.int
     SOURCE_SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -210,6 +387,13 @@ class GetCollectorStatsResponse(_message.Message):
     PENDING_BYTES_FIELD_NUMBER: _builtins.int
     TASK_COUNT_FIELD_NUMBER: _builtins.int
     UPTIME_FIELD_NUMBER: _builtins.int
+    LOGGED_COUNT_FIELD_NUMBER: _builtins.int
+    LOG_BYTES_FIELD_NUMBER: _builtins.int
+    UNACKNOWLEDGED_COUNT_FIELD_NUMBER: _builtins.int
+    REPLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    LOST_COUNT_FIELD_NUMBER: _builtins.int
+    LOG_POSITIONS_FIELD_NUMBER: _builtins.int
+    ANALYSIS_COUNT_FIELD_NUMBER: _builtins.int
     state: Global___MonitoringState.ValueType
     """What it does."""
     source_epoch: _builtins.int
@@ -219,14 +403,22 @@ class GetCollectorStatsResponse(_message.Message):
     emitted_count: _builtins.int
     """Events that its sources emitted."""
     published_count: _builtins.int
-    """Events that the broker accepted."""
+    """Events that the broker accepted, each replay counted again."""
     pending_count: _builtins.int
-    """Events waiting for the broker."""
+    """Events waiting for the log."""
     pending_bytes: _builtins.int
-    """Bytes waiting for the broker."""
+    """Bytes waiting for the log."""
+    logged_count: _builtins.int
+    """Events written to the log."""
+    log_bytes: _builtins.int
+    """Size of the log."""
+    unacknowledged_count: _builtins.int
+    """Events in the log that are not acknowledged."""
+    replayed_count: _builtins.int
+    """Events read from the log again because the agent asked."""
     @_builtins.property
     def dropped_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Events dropped, by reason."""
+        """Events that never came into the log, by reason: those that were shed ("shed_<class>")."""
 
     @_builtins.property
     def task_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -235,6 +427,18 @@ class GetCollectorStatsResponse(_message.Message):
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Time since it started."""
+
+    @_builtins.property
+    def lost_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Events that left the log before they were acknowledged, by reason."""
+
+    @_builtins.property
+    def log_positions(self) -> _containers.RepeatedCompositeFieldContainer[_event_log_pb2.LogPosition]:
+        """How far the log goes, as in heartbeats."""
+
+    @_builtins.property
+    def analysis_count(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Analyses carried out, by outcome: "ok" or the name of the error kind."""
 
     def __init__(
         self,
@@ -249,10 +453,17 @@ class GetCollectorStatsResponse(_message.Message):
         pending_bytes: _builtins.int = ...,
         task_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         uptime: _duration_pb2.Duration | None = ...,
+        logged_count: _builtins.int = ...,
+        log_bytes: _builtins.int = ...,
+        unacknowledged_count: _builtins.int = ...,
+        replayed_count: _builtins.int = ...,
+        lost_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        log_positions: _abc.Iterable[_event_log_pb2.LogPosition] | None = ...,
+        analysis_count: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_count", b"dropped_count", "emitted_count", b"emitted_count", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count", "published_count", b"published_count", "source_epoch", b"source_epoch", "source_sequence", b"source_sequence", "state", b"state", "task_count", b"task_count", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_count", b"analysis_count", "dropped_count", b"dropped_count", "emitted_count", b"emitted_count", "log_bytes", b"log_bytes", "log_positions", b"log_positions", "logged_count", b"logged_count", "lost_count", b"lost_count", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count", "published_count", b"published_count", "replayed_count", b"replayed_count", "source_epoch", b"source_epoch", "source_sequence", b"source_sequence", "state", b"state", "task_count", b"task_count", "unacknowledged_count", b"unacknowledged_count", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,16 +476,24 @@ class ShutdownCollectorRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, for the log."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Most time for the drain, 0.1 s to 300 s; the collector's own setting when absent. What is left
+        then is cut short: events stay in the log for the next life.
+        """
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -301,3 +520,47 @@ class ShutdownCollectorResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownCollectorResponse: _TypeAlias = ShutdownCollectorResponse  # noqa: Y015
+
+@_typing.final
+class ForceShutdownCollectorRequest(_message.Message):
+    """Asks to exit at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for the log."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForceShutdownCollectorRequest: _TypeAlias = ForceShutdownCollectorRequest  # noqa: Y015
+
+@_typing.final
+class ForceShutdownCollectorResponse(_message.Message):
+    """The state after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: Global___MonitoringState.ValueType
+    """STOPPING."""
+    def __init__(
+        self,
+        *,
+        state: Global___MonitoringState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForceShutdownCollectorResponse: _TypeAlias = ForceShutdownCollectorResponse  # noqa: Y015

@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
+from daemoneye.ipc.v1 import collector_config_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2
 from daemoneye.ipc.v1 import collector_control_service_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2
 
 GRPC_GENERATED_VERSION = '1.78.2'
 GRPC_VERSION = grpc.__version__
@@ -26,7 +28,7 @@ if _version_not_supported:
 
 
 class CollectorControlServiceStub(object):
-    """Monitoring state, statistics and shutdown of one collector.
+    """Monitoring state, configuration, health, statistics and shutdown of one collector.
     """
 
     def __init__(self, channel):
@@ -35,6 +37,21 @@ class CollectorControlServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.BeginMonitoring = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/BeginMonitoring',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringResponse.FromString,
+                _registered_method=True)
+        self.StopMonitoring = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/StopMonitoring',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringResponse.FromString,
+                _registered_method=True)
+        self.RestartMonitoring = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/RestartMonitoring',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringResponse.FromString,
+                _registered_method=True)
         self.PauseMonitoring = channel.unary_unary(
                 '/daemoneye.ipc.v1.CollectorControlService/PauseMonitoring',
                 request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.PauseMonitoringRequest.SerializeToString,
@@ -44,6 +61,21 @@ class CollectorControlServiceStub(object):
                 '/daemoneye.ipc.v1.CollectorControlService/ResumeMonitoring',
                 request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ResumeMonitoringRequest.SerializeToString,
                 response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ResumeMonitoringResponse.FromString,
+                _registered_method=True)
+        self.CheckHealth = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/CheckHealth',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthResponse.FromString,
+                _registered_method=True)
+        self.UpdateConfig = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/UpdateConfig',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigResponse.FromString,
+                _registered_method=True)
+        self.GetConfig = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/GetConfig',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigResponse.FromString,
                 _registered_method=True)
         self.GetCollectorStats = channel.unary_unary(
                 '/daemoneye.ipc.v1.CollectorControlService/GetCollectorStats',
@@ -55,21 +87,75 @@ class CollectorControlServiceStub(object):
                 request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorRequest.SerializeToString,
                 response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorResponse.FromString,
                 _registered_method=True)
+        self.ForceShutdownCollector = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorControlService/ForceShutdownCollector',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorResponse.FromString,
+                _registered_method=True)
 
 
 class CollectorControlServiceServicer(object):
-    """Monitoring state, statistics and shutdown of one collector.
+    """Monitoring state, configuration, health, statistics and shutdown of one collector.
     """
 
+    def BeginMonitoring(self, request, context):
+        """START: prepares the sources and watches. Answers when every source is prepared or failed; one
+        that failed is in the health. Deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopMonitoring(self, request, context):
+        """STOP: stops watching and closes the sources; the process stays, and tasks are refused with
+        FAILED_PRECONDITION (STATE_INVALID). Deadline: 30 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartMonitoring(self, request, context):
+        """RESTART: stops and begins, once for each idempotency_key. Deadline: 60 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PauseMonitoring(self, request, context):
-        """Stops watching; tasks are still answered. Deadline: 5 s.
+        """PAUSE: stops watching; sources stay open and tasks are still answered. Deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeMonitoring(self, request, context):
-        """Watches again. Deadline: 5 s.
+        """RESUME: watches again. Deadline: 5 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckHealth(self, request, context):
+        """HEALTH_CHECK: says how the collector and its parts are. Answers at once, whatever the sources do.
+        Deadline: 5 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateConfig(self, request, context):
+        """UPDATE_CONFIG: changes some fields, or checks a change. Deadline: 10 s.
+
+        Errors: INVALID_ARGUMENT (CONFIG_INVALID: which field and why), ABORTED (CONFIG_CONFLICT),
+        INTERNAL (APPLY_FAILED: rolled back), FAILED_PRECONDITION (FILE_UNUSABLE: it cannot be kept, so it
+        was not applied).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetConfig(self, request, context):
+        """Reads the configuration in force. Deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +169,15 @@ class CollectorControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ShutdownCollector(self, request, context):
-        """Drains and exits with status 0. Answers before it exits. Deadline: 5 s.
+        """GRACEFUL_SHUTDOWN: drains and exits with status 0. Answers before it exits. Deadline: 5 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForceShutdownCollector(self, request, context):
+        """FORCE_SHUTDOWN: exits at once. What is in the log is published by the next life; what was not yet
+        in it is gone, and told as a gap. Answers before it exits. Deadline: 5 s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +186,21 @@ class CollectorControlServiceServicer(object):
 
 def add_CollectorControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'BeginMonitoring': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginMonitoring,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringResponse.SerializeToString,
+            ),
+            'StopMonitoring': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopMonitoring,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringResponse.SerializeToString,
+            ),
+            'RestartMonitoring': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartMonitoring,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringResponse.SerializeToString,
+            ),
             'PauseMonitoring': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseMonitoring,
                     request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.PauseMonitoringRequest.FromString,
@@ -101,6 +210,21 @@ def add_CollectorControlServiceServicer_to_server(servicer, server):
                     servicer.ResumeMonitoring,
                     request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ResumeMonitoringRequest.FromString,
                     response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ResumeMonitoringResponse.SerializeToString,
+            ),
+            'CheckHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckHealth,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthResponse.SerializeToString,
+            ),
+            'UpdateConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateConfig,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigResponse.SerializeToString,
+            ),
+            'GetConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfig,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigResponse.SerializeToString,
             ),
             'GetCollectorStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCollectorStats,
@@ -112,6 +236,11 @@ def add_CollectorControlServiceServicer_to_server(servicer, server):
                     request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorRequest.FromString,
                     response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorResponse.SerializeToString,
             ),
+            'ForceShutdownCollector': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForceShutdownCollector,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'daemoneye.ipc.v1.CollectorControlService', rpc_method_handlers)
@@ -121,8 +250,89 @@ def add_CollectorControlServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CollectorControlService(object):
-    """Monitoring state, statistics and shutdown of one collector.
+    """Monitoring state, configuration, health, statistics and shutdown of one collector.
     """
+
+    @staticmethod
+    def BeginMonitoring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/BeginMonitoring',
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.BeginMonitoringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopMonitoring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/StopMonitoring',
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.StopMonitoringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartMonitoring(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/RestartMonitoring',
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.RestartMonitoringResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def PauseMonitoring(request,
@@ -179,6 +389,87 @@ class CollectorControlService(object):
             _registered_method=True)
 
     @staticmethod
+    def CheckHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/CheckHealth',
+            daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__health__pb2.CheckHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/UpdateConfig',
+            daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.UpdateConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/GetConfig',
+            daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__config__pb2.GetConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetCollectorStats(request,
             target,
             options=(),
@@ -222,6 +513,33 @@ class CollectorControlService(object):
             '/daemoneye.ipc.v1.CollectorControlService/ShutdownCollector',
             daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorRequest.SerializeToString,
             daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ShutdownCollectorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForceShutdownCollector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorControlService/ForceShutdownCollector',
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_collector__control__service__pb2.ForceShutdownCollectorResponse.FromString,
             options,
             channel_credentials,
             insecure,

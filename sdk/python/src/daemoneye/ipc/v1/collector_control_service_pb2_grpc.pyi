@@ -3,15 +3,27 @@
 isort:skip_file
 How the agent steers a collector. The collector listens on collectors/<id>.sock; the agent calls.
 
+The thirteen operations of the inherited RpcOperation and where they are: REGISTER and DEREGISTER
+are RegistryService.RegisterCollector and DeregisterCollector of the agent; GET_CAPABILITIES and
+EXECUTE_TASK are CollectorService.NegotiateCapabilities and ExecuteTask; START, STOP, RESTART,
+HEALTH_CHECK, UPDATE_CONFIG, PAUSE, RESUME, GRACEFUL_SHUTDOWN and FORCE_SHUTDOWN are here.
+
 Errors of every method: UNAUTHENTICATED (TOKEN_*), PERMISSION_DENIED (ACCESS_DENIED),
-FAILED_PRECONDITION (STATE_INVALID) where the state does not allow it.
+FAILED_PRECONDITION (STATE_INVALID) where the state does not allow it, DEADLINE_EXCEEDED
+(DEADLINE_EXCEEDED) after the work was cancelled.
 
 MUST-CTL-01: every method here MUST be idempotent: asking for a state that is already reached
-answers OK with that state.
+answers OK with that state. RestartMonitoring and UpdateConfig are so by their idempotency_key.
+MUST-CTL-02: work that its deadline or its caller ends MUST be cancelled, and MUST leave the
+collector in the state before or in the state asked for, never between.
+MUST-CTL-03: an idempotency_key MUST be remembered for the last 256 calls at least, and one that
+comes again with another request MUST be refused with INVALID_ARGUMENT (REQUEST_INVALID).
 """
 
 from collections import abc as _abc
+from daemoneye.ipc.v1 import collector_config_pb2 as _collector_config_pb2
 from daemoneye.ipc.v1 import collector_control_service_pb2 as _collector_control_service_pb2
+from daemoneye.ipc.v1 import collector_health_pb2 as _collector_health_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -34,37 +46,119 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CollectorControlServiceStub:
-    """Monitoring state, statistics and shutdown of one collector."""
+    """Monitoring state, configuration, health, statistics and shutdown of one collector."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CollectorControlServiceAsyncStub: ...
+    BeginMonitoring: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.BeginMonitoringRequest, _collector_control_service_pb2.BeginMonitoringResponse]
+    """START: prepares the sources and watches. Answers when every source is prepared or failed; one
+    that failed is in the health. Deadline: 30 s.
+    """
+    StopMonitoring: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.StopMonitoringRequest, _collector_control_service_pb2.StopMonitoringResponse]
+    """STOP: stops watching and closes the sources; the process stays, and tasks are refused with
+    FAILED_PRECONDITION (STATE_INVALID). Deadline: 30 s.
+    """
+    RestartMonitoring: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.RestartMonitoringRequest, _collector_control_service_pb2.RestartMonitoringResponse]
+    """RESTART: stops and begins, once for each idempotency_key. Deadline: 60 s."""
     PauseMonitoring: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.PauseMonitoringRequest, _collector_control_service_pb2.PauseMonitoringResponse]
-    """Stops watching; tasks are still answered. Deadline: 5 s."""
+    """PAUSE: stops watching; sources stay open and tasks are still answered. Deadline: 5 s."""
     ResumeMonitoring: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.ResumeMonitoringRequest, _collector_control_service_pb2.ResumeMonitoringResponse]
-    """Watches again. Deadline: 5 s."""
+    """RESUME: watches again. Deadline: 5 s."""
+    CheckHealth: _grpc.UnaryUnaryMultiCallable[_collector_health_pb2.CheckHealthRequest, _collector_health_pb2.CheckHealthResponse]
+    """HEALTH_CHECK: says how the collector and its parts are. Answers at once, whatever the sources do.
+    Deadline: 5 s.
+    """
+    UpdateConfig: _grpc.UnaryUnaryMultiCallable[_collector_config_pb2.UpdateConfigRequest, _collector_config_pb2.UpdateConfigResponse]
+    """UPDATE_CONFIG: changes some fields, or checks a change. Deadline: 10 s.
+
+    Errors: INVALID_ARGUMENT (CONFIG_INVALID: which field and why), ABORTED (CONFIG_CONFLICT),
+    INTERNAL (APPLY_FAILED: rolled back), FAILED_PRECONDITION (FILE_UNUSABLE: it cannot be kept, so it
+    was not applied).
+    """
+    GetConfig: _grpc.UnaryUnaryMultiCallable[_collector_config_pb2.GetConfigRequest, _collector_config_pb2.GetConfigResponse]
+    """Reads the configuration in force. Deadline: 5 s."""
     GetCollectorStats: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.GetCollectorStatsRequest, _collector_control_service_pb2.GetCollectorStatsResponse]
     """Reads the counters of the collector. Deadline: 5 s."""
     ShutdownCollector: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.ShutdownCollectorRequest, _collector_control_service_pb2.ShutdownCollectorResponse]
-    """Drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+    """GRACEFUL_SHUTDOWN: drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+    ForceShutdownCollector: _grpc.UnaryUnaryMultiCallable[_collector_control_service_pb2.ForceShutdownCollectorRequest, _collector_control_service_pb2.ForceShutdownCollectorResponse]
+    """FORCE_SHUTDOWN: exits at once. What is in the log is published by the next life; what was not yet
+    in it is gone, and told as a gap. Answers before it exits. Deadline: 5 s.
+    """
 
 @_typing.type_check_only
 class CollectorControlServiceAsyncStub(CollectorControlServiceStub):
-    """Monitoring state, statistics and shutdown of one collector."""
+    """Monitoring state, configuration, health, statistics and shutdown of one collector."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    BeginMonitoring: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.BeginMonitoringRequest, _collector_control_service_pb2.BeginMonitoringResponse]  # type: ignore[assignment]
+    """START: prepares the sources and watches. Answers when every source is prepared or failed; one
+    that failed is in the health. Deadline: 30 s.
+    """
+    StopMonitoring: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.StopMonitoringRequest, _collector_control_service_pb2.StopMonitoringResponse]  # type: ignore[assignment]
+    """STOP: stops watching and closes the sources; the process stays, and tasks are refused with
+    FAILED_PRECONDITION (STATE_INVALID). Deadline: 30 s.
+    """
+    RestartMonitoring: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.RestartMonitoringRequest, _collector_control_service_pb2.RestartMonitoringResponse]  # type: ignore[assignment]
+    """RESTART: stops and begins, once for each idempotency_key. Deadline: 60 s."""
     PauseMonitoring: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.PauseMonitoringRequest, _collector_control_service_pb2.PauseMonitoringResponse]  # type: ignore[assignment]
-    """Stops watching; tasks are still answered. Deadline: 5 s."""
+    """PAUSE: stops watching; sources stay open and tasks are still answered. Deadline: 5 s."""
     ResumeMonitoring: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.ResumeMonitoringRequest, _collector_control_service_pb2.ResumeMonitoringResponse]  # type: ignore[assignment]
-    """Watches again. Deadline: 5 s."""
+    """RESUME: watches again. Deadline: 5 s."""
+    CheckHealth: _aio.UnaryUnaryMultiCallable[_collector_health_pb2.CheckHealthRequest, _collector_health_pb2.CheckHealthResponse]  # type: ignore[assignment]
+    """HEALTH_CHECK: says how the collector and its parts are. Answers at once, whatever the sources do.
+    Deadline: 5 s.
+    """
+    UpdateConfig: _aio.UnaryUnaryMultiCallable[_collector_config_pb2.UpdateConfigRequest, _collector_config_pb2.UpdateConfigResponse]  # type: ignore[assignment]
+    """UPDATE_CONFIG: changes some fields, or checks a change. Deadline: 10 s.
+
+    Errors: INVALID_ARGUMENT (CONFIG_INVALID: which field and why), ABORTED (CONFIG_CONFLICT),
+    INTERNAL (APPLY_FAILED: rolled back), FAILED_PRECONDITION (FILE_UNUSABLE: it cannot be kept, so it
+    was not applied).
+    """
+    GetConfig: _aio.UnaryUnaryMultiCallable[_collector_config_pb2.GetConfigRequest, _collector_config_pb2.GetConfigResponse]  # type: ignore[assignment]
+    """Reads the configuration in force. Deadline: 5 s."""
     GetCollectorStats: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.GetCollectorStatsRequest, _collector_control_service_pb2.GetCollectorStatsResponse]  # type: ignore[assignment]
     """Reads the counters of the collector. Deadline: 5 s."""
     ShutdownCollector: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.ShutdownCollectorRequest, _collector_control_service_pb2.ShutdownCollectorResponse]  # type: ignore[assignment]
-    """Drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+    """GRACEFUL_SHUTDOWN: drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+    ForceShutdownCollector: _aio.UnaryUnaryMultiCallable[_collector_control_service_pb2.ForceShutdownCollectorRequest, _collector_control_service_pb2.ForceShutdownCollectorResponse]  # type: ignore[assignment]
+    """FORCE_SHUTDOWN: exits at once. What is in the log is published by the next life; what was not yet
+    in it is gone, and told as a gap. Answers before it exits. Deadline: 5 s.
+    """
 
 class CollectorControlServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Monitoring state, statistics and shutdown of one collector."""
+    """Monitoring state, configuration, health, statistics and shutdown of one collector."""
+
+    @_abc_1.abstractmethod
+    def BeginMonitoring(
+        self,
+        request: _collector_control_service_pb2.BeginMonitoringRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_control_service_pb2.BeginMonitoringResponse, _abc.Awaitable[_collector_control_service_pb2.BeginMonitoringResponse]]:
+        """START: prepares the sources and watches. Answers when every source is prepared or failed; one
+        that failed is in the health. Deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def StopMonitoring(
+        self,
+        request: _collector_control_service_pb2.StopMonitoringRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_control_service_pb2.StopMonitoringResponse, _abc.Awaitable[_collector_control_service_pb2.StopMonitoringResponse]]:
+        """STOP: stops watching and closes the sources; the process stays, and tasks are refused with
+        FAILED_PRECONDITION (STATE_INVALID). Deadline: 30 s.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartMonitoring(
+        self,
+        request: _collector_control_service_pb2.RestartMonitoringRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_control_service_pb2.RestartMonitoringResponse, _abc.Awaitable[_collector_control_service_pb2.RestartMonitoringResponse]]:
+        """RESTART: stops and begins, once for each idempotency_key. Deadline: 60 s."""
 
     @_abc_1.abstractmethod
     def PauseMonitoring(
@@ -72,7 +166,7 @@ class CollectorControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collector_control_service_pb2.PauseMonitoringRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collector_control_service_pb2.PauseMonitoringResponse, _abc.Awaitable[_collector_control_service_pb2.PauseMonitoringResponse]]:
-        """Stops watching; tasks are still answered. Deadline: 5 s."""
+        """PAUSE: stops watching; sources stay open and tasks are still answered. Deadline: 5 s."""
 
     @_abc_1.abstractmethod
     def ResumeMonitoring(
@@ -80,7 +174,38 @@ class CollectorControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collector_control_service_pb2.ResumeMonitoringRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collector_control_service_pb2.ResumeMonitoringResponse, _abc.Awaitable[_collector_control_service_pb2.ResumeMonitoringResponse]]:
-        """Watches again. Deadline: 5 s."""
+        """RESUME: watches again. Deadline: 5 s."""
+
+    @_abc_1.abstractmethod
+    def CheckHealth(
+        self,
+        request: _collector_health_pb2.CheckHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_health_pb2.CheckHealthResponse, _abc.Awaitable[_collector_health_pb2.CheckHealthResponse]]:
+        """HEALTH_CHECK: says how the collector and its parts are. Answers at once, whatever the sources do.
+        Deadline: 5 s.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateConfig(
+        self,
+        request: _collector_config_pb2.UpdateConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_config_pb2.UpdateConfigResponse, _abc.Awaitable[_collector_config_pb2.UpdateConfigResponse]]:
+        """UPDATE_CONFIG: changes some fields, or checks a change. Deadline: 10 s.
+
+        Errors: INVALID_ARGUMENT (CONFIG_INVALID: which field and why), ABORTED (CONFIG_CONFLICT),
+        INTERNAL (APPLY_FAILED: rolled back), FAILED_PRECONDITION (FILE_UNUSABLE: it cannot be kept, so it
+        was not applied).
+        """
+
+    @_abc_1.abstractmethod
+    def GetConfig(
+        self,
+        request: _collector_config_pb2.GetConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_config_pb2.GetConfigResponse, _abc.Awaitable[_collector_config_pb2.GetConfigResponse]]:
+        """Reads the configuration in force. Deadline: 5 s."""
 
     @_abc_1.abstractmethod
     def GetCollectorStats(
@@ -96,6 +221,16 @@ class CollectorControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collector_control_service_pb2.ShutdownCollectorRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collector_control_service_pb2.ShutdownCollectorResponse, _abc.Awaitable[_collector_control_service_pb2.ShutdownCollectorResponse]]:
-        """Drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+        """GRACEFUL_SHUTDOWN: drains and exits with status 0. Answers before it exits. Deadline: 5 s."""
+
+    @_abc_1.abstractmethod
+    def ForceShutdownCollector(
+        self,
+        request: _collector_control_service_pb2.ForceShutdownCollectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collector_control_service_pb2.ForceShutdownCollectorResponse, _abc.Awaitable[_collector_control_service_pb2.ForceShutdownCollectorResponse]]:
+        """FORCE_SHUTDOWN: exits at once. What is in the log is published by the next life; what was not yet
+        in it is gone, and told as a gap. Answers before it exits. Deadline: 5 s.
+        """
 
 def add_CollectorControlServiceServicer_to_server(servicer: CollectorControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

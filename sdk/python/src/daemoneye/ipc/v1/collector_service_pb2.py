@@ -24,10 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from daemoneye.common.v1 import common_pb2 as daemoneye_dot_common_dot_v1_dot_common__pb2
 from daemoneye.common.v1 import completeness_pb2 as daemoneye_dot_common_dot_v1_dot_completeness__pb2
+from daemoneye.ipc.v1 import analysis_pb2 as daemoneye_dot_ipc_dot_v1_dot_analysis__pb2
+from daemoneye.ipc.v1 import event_log_pb2 as daemoneye_dot_ipc_dot_v1_dot_event__log__pb2
 from daemoneye.ipc.v1 import ipc_pb2 as daemoneye_dot_ipc_dot_v1_dot_ipc__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(daemoneye/ipc/v1/collector_service.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a daemoneye/common/v1/common.proto\x1a&daemoneye/common/v1/completeness.proto\x1a\x1a\x64\x61\x65moneye/ipc/v1/ipc.proto\"\x17\n\x15\x44\x65scribeSchemaRequest\"\xa3\x01\n\x11\x43olumnDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x1c.daemoneye.ipc.v1.ColumnType\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12?\n\x12pushdown_operators\x18\x04 \x03(\x0e\x32#.daemoneye.ipc.v1.PredicateOperator\"\x9d\x01\n\x10TableDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x34\n\x07\x63olumns\x18\x03 \x03(\x0b\x32#.daemoneye.ipc.v1.ColumnDescription\x12\x30\n\ttask_type\x18\x04 \x01(\x0e\x32\x1d.daemoneye.common.v1.TaskType\"L\n\x16\x44\x65scribeSchemaResponse\x12\x32\n\x06tables\x18\x01 \x03(\x0b\x32\".daemoneye.ipc.v1.TableDescription\"C\n\x12\x45xecuteTaskRequest\x12-\n\x04task\x18\x01 \x01(\x0b\x32\x1f.daemoneye.ipc.v1.DetectionTask\"\xbd\x01\n\x13\x45xecuteTaskResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.daemoneye.ipc.v1.DetectionResult\x12\x13\n\x0b\x63hunk_index\x18\x02 \x01(\r\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\x12\x37\n\x0c\x63ompleteness\x18\x04 \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12\x14\n\x0crecord_count\x18\x05 \x01(\x04\"C\n\x12\x41\x63knowledgeRequest\x12\x14\n\x0csource_epoch\x18\x01 \x01(\x04\x12\x17\n\x0fsource_sequence\x18\x02 \x01(\x04\".\n\x13\x41\x63knowledgeResponse\x12\x17\n\x0fsource_sequence\x18\x01 \x01(\x04\"Q\n\rReplayRequest\x12\x14\n\x0csource_epoch\x18\x01 \x01(\x04\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x13\n\x0bto_sequence\x18\x03 \x01(\x04\"<\n\x0eReplayResponse\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\x12\x13\n\x0bto_sequence\x18\x02 \x01(\x04*\x84\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_INTEGER\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_REAL\x10\x02\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_BLOB\x10\x04*r\n\x11PredicateOperator\x12\"\n\x1ePREDICATE_OPERATOR_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREDICATE_OPERATOR_EQUAL\x10\x01\x12\x1b\n\x17PREDICATE_OPERATOR_GLOB\x10\x02\x32\xe2\x03\n\x10\x43ollectorService\x12\x62\n\x15NegotiateCapabilities\x12#.daemoneye.ipc.v1.CapabilityRequest\x1a$.daemoneye.ipc.v1.CapabilityResponse\x12\x63\n\x0e\x44\x65scribeSchema\x12\'.daemoneye.ipc.v1.DescribeSchemaRequest\x1a(.daemoneye.ipc.v1.DescribeSchemaResponse\x12\\\n\x0b\x45xecuteTask\x12$.daemoneye.ipc.v1.ExecuteTaskRequest\x1a%.daemoneye.ipc.v1.ExecuteTaskResponse0\x01\x12Z\n\x0b\x41\x63knowledge\x12$.daemoneye.ipc.v1.AcknowledgeRequest\x1a%.daemoneye.ipc.v1.AcknowledgeResponse\x12K\n\x06Replay\x12\x1f.daemoneye.ipc.v1.ReplayRequest\x1a .daemoneye.ipc.v1.ReplayResponseBEZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(daemoneye/ipc/v1/collector_service.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a daemoneye/common/v1/common.proto\x1a&daemoneye/common/v1/completeness.proto\x1a\x1f\x64\x61\x65moneye/ipc/v1/analysis.proto\x1a daemoneye/ipc/v1/event_log.proto\x1a\x1a\x64\x61\x65moneye/ipc/v1/ipc.proto\"\x17\n\x15\x44\x65scribeSchemaRequest\"\xa3\x01\n\x11\x43olumnDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x04type\x18\x02 \x01(\x0e\x32\x1c.daemoneye.ipc.v1.ColumnType\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12?\n\x12pushdown_operators\x18\x04 \x03(\x0e\x32#.daemoneye.ipc.v1.PredicateOperator\"\x9d\x01\n\x10TableDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x34\n\x07\x63olumns\x18\x03 \x03(\x0b\x32#.daemoneye.ipc.v1.ColumnDescription\x12\x30\n\ttask_type\x18\x04 \x01(\x0e\x32\x1d.daemoneye.common.v1.TaskType\"L\n\x16\x44\x65scribeSchemaResponse\x12\x32\n\x06tables\x18\x01 \x03(\x0b\x32\".daemoneye.ipc.v1.TableDescription\"C\n\x12\x45xecuteTaskRequest\x12-\n\x04task\x18\x01 \x01(\x0b\x32\x1f.daemoneye.ipc.v1.DetectionTask\"\xbd\x01\n\x13\x45xecuteTaskResponse\x12\x31\n\x06result\x18\x01 \x01(\x0b\x32!.daemoneye.ipc.v1.DetectionResult\x12\x13\n\x0b\x63hunk_index\x18\x02 \x01(\r\x12\x0f\n\x07is_last\x18\x03 \x01(\x08\x12\x37\n\x0c\x63ompleteness\x18\x04 \x01(\x0b\x32!.daemoneye.common.v1.Completeness\x12\x14\n\x0crecord_count\x18\x05 \x01(\x04\"C\n\x12\x41\x63knowledgeRequest\x12\x14\n\x0csource_epoch\x18\x01 \x01(\x04\x12\x17\n\x0fsource_sequence\x18\x02 \x01(\x04\".\n\x13\x41\x63knowledgeResponse\x12\x17\n\x0fsource_sequence\x18\x01 \x01(\x04\"Q\n\rReplayRequest\x12\x14\n\x0csource_epoch\x18\x01 \x01(\x04\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x13\n\x0bto_sequence\x18\x03 \x01(\x04\"i\n\x0eReplayResponse\x12\x15\n\rfrom_sequence\x18\x01 \x01(\x04\x12\x13\n\x0bto_sequence\x18\x02 \x01(\x04\x12+\n\x06losses\x18\x03 \x03(\x0b\x32\x1b.daemoneye.ipc.v1.EventLoss*\x84\x01\n\nColumnType\x12\x1b\n\x17\x43OLUMN_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OLUMN_TYPE_INTEGER\x10\x01\x12\x14\n\x10\x43OLUMN_TYPE_REAL\x10\x02\x12\x14\n\x10\x43OLUMN_TYPE_TEXT\x10\x03\x12\x14\n\x10\x43OLUMN_TYPE_BLOB\x10\x04*r\n\x11PredicateOperator\x12\"\n\x1ePREDICATE_OPERATOR_UNSPECIFIED\x10\x00\x12\x1c\n\x18PREDICATE_OPERATOR_EQUAL\x10\x01\x12\x1b\n\x17PREDICATE_OPERATOR_GLOB\x10\x02\x32\xb2\x04\n\x10\x43ollectorService\x12\x62\n\x15NegotiateCapabilities\x12#.daemoneye.ipc.v1.CapabilityRequest\x1a$.daemoneye.ipc.v1.CapabilityResponse\x12\x63\n\x0e\x44\x65scribeSchema\x12\'.daemoneye.ipc.v1.DescribeSchemaRequest\x1a(.daemoneye.ipc.v1.DescribeSchemaResponse\x12\\\n\x0b\x45xecuteTask\x12$.daemoneye.ipc.v1.ExecuteTaskRequest\x1a%.daemoneye.ipc.v1.ExecuteTaskResponse0\x01\x12Z\n\x0b\x41\x63knowledge\x12$.daemoneye.ipc.v1.AcknowledgeRequest\x1a%.daemoneye.ipc.v1.AcknowledgeResponse\x12K\n\x06Replay\x12\x1f.daemoneye.ipc.v1.ReplayRequest\x1a .daemoneye.ipc.v1.ReplayResponse\x12N\n\x07\x41nalyze\x12 .daemoneye.ipc.v1.AnalyzeRequest\x1a!.daemoneye.ipc.v1.AnalyzeResponseBEZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,30 +37,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daemoneye.ipc.v1.collector_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'ZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1'
-  _globals['_COLUMNTYPE']._serialized_start=1117
-  _globals['_COLUMNTYPE']._serialized_end=1249
-  _globals['_PREDICATEOPERATOR']._serialized_start=1251
-  _globals['_PREDICATEOPERATOR']._serialized_end=1365
-  _globals['_DESCRIBESCHEMAREQUEST']._serialized_start=164
-  _globals['_DESCRIBESCHEMAREQUEST']._serialized_end=187
-  _globals['_COLUMNDESCRIPTION']._serialized_start=190
-  _globals['_COLUMNDESCRIPTION']._serialized_end=353
-  _globals['_TABLEDESCRIPTION']._serialized_start=356
-  _globals['_TABLEDESCRIPTION']._serialized_end=513
-  _globals['_DESCRIBESCHEMARESPONSE']._serialized_start=515
-  _globals['_DESCRIBESCHEMARESPONSE']._serialized_end=591
-  _globals['_EXECUTETASKREQUEST']._serialized_start=593
-  _globals['_EXECUTETASKREQUEST']._serialized_end=660
-  _globals['_EXECUTETASKRESPONSE']._serialized_start=663
-  _globals['_EXECUTETASKRESPONSE']._serialized_end=852
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=854
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=921
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=923
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=969
-  _globals['_REPLAYREQUEST']._serialized_start=971
-  _globals['_REPLAYREQUEST']._serialized_end=1052
-  _globals['_REPLAYRESPONSE']._serialized_start=1054
-  _globals['_REPLAYRESPONSE']._serialized_end=1114
-  _globals['_COLLECTORSERVICE']._serialized_start=1368
-  _globals['_COLLECTORSERVICE']._serialized_end=1850
+  _globals['_COLUMNTYPE']._serialized_start=1229
+  _globals['_COLUMNTYPE']._serialized_end=1361
+  _globals['_PREDICATEOPERATOR']._serialized_start=1363
+  _globals['_PREDICATEOPERATOR']._serialized_end=1477
+  _globals['_DESCRIBESCHEMAREQUEST']._serialized_start=231
+  _globals['_DESCRIBESCHEMAREQUEST']._serialized_end=254
+  _globals['_COLUMNDESCRIPTION']._serialized_start=257
+  _globals['_COLUMNDESCRIPTION']._serialized_end=420
+  _globals['_TABLEDESCRIPTION']._serialized_start=423
+  _globals['_TABLEDESCRIPTION']._serialized_end=580
+  _globals['_DESCRIBESCHEMARESPONSE']._serialized_start=582
+  _globals['_DESCRIBESCHEMARESPONSE']._serialized_end=658
+  _globals['_EXECUTETASKREQUEST']._serialized_start=660
+  _globals['_EXECUTETASKREQUEST']._serialized_end=727
+  _globals['_EXECUTETASKRESPONSE']._serialized_start=730
+  _globals['_EXECUTETASKRESPONSE']._serialized_end=919
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=921
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=988
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=990
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1036
+  _globals['_REPLAYREQUEST']._serialized_start=1038
+  _globals['_REPLAYREQUEST']._serialized_end=1119
+  _globals['_REPLAYRESPONSE']._serialized_start=1121
+  _globals['_REPLAYRESPONSE']._serialized_end=1226
+  _globals['_COLLECTORSERVICE']._serialized_start=1480
+  _globals['_COLLECTORSERVICE']._serialized_end=2042
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ path MUST be at most 107 bytes.
 from collections import abc as _abc
 from daemoneye.common.v1 import common_pb2 as _common_pb2
 from daemoneye.common.v1 import completeness_pb2 as _completeness_pb2
+from daemoneye.ipc.v1 import event_log_pb2 as _event_log_pb2
 from daemoneye.ipc.v1 import ipc_pb2 as _ipc_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -353,19 +354,27 @@ class ReplayResponse(_message.Message):
 
     FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
     TO_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
     from_sequence: _builtins.int
     """First sequence that is published again; greater than from_sequence when older ones are gone."""
     to_sequence: _builtins.int
-    """Last sequence that is published again."""
+    """Last sequence that is published again; less than from_sequence when none is."""
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedCompositeFieldContainer[_event_log_pb2.EventLoss]:
+        """What of the range asked for cannot be had any more; at most 64, the last one then standing for
+        all that follow.
+        """
+
     def __init__(
         self,
         *,
         from_sequence: _builtins.int = ...,
         to_sequence: _builtins.int = ...,
+        losses: _abc.Iterable[_event_log_pb2.EventLoss] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_sequence", b"from_sequence", "to_sequence", b"to_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_sequence", b"from_sequence", "losses", b"losses", "to_sequence", b"to_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

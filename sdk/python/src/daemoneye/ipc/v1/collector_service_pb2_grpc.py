@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from daemoneye.ipc.v1 import analysis_pb2 as daemoneye_dot_ipc_dot_v1_dot_analysis__pb2
 from daemoneye.ipc.v1 import collector_service_pb2 as daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2
 from daemoneye.ipc.v1 import ipc_pb2 as daemoneye_dot_ipc_dot_v1_dot_ipc__pb2
 
@@ -60,6 +61,11 @@ class CollectorServiceStub(object):
                 '/daemoneye.ipc.v1.CollectorService/Replay',
                 request_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayRequest.SerializeToString,
                 response_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayResponse.FromString,
+                _registered_method=True)
+        self.Analyze = channel.unary_unary(
+                '/daemoneye.ipc.v1.CollectorService/Analyze',
+                request_serializer=daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeRequest.SerializeToString,
+                response_deserializer=daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeResponse.FromString,
                 _registered_method=True)
 
 
@@ -122,7 +128,20 @@ class CollectorServiceServicer(object):
         """Publishes again, on the event bus, what came after a sequence. Offered when supports_replay is
         set. Idempotent: receivers de-duplicate. Deadline: 30 s.
 
-        Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID).
+        Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID),
+        RESOURCE_EXHAUSTED (LIMIT_REACHED: too many ranges are being replayed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Analyze(self, request, context):
+        """Carries out one analysis; one that fails is an OK answer with a failure. Cancelling the call
+        cancels the work, unless another caller waits for the same. Idempotent by trigger_id. Deadline:
+        the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
+
+        Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
+        analysis that was not offered).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +174,11 @@ def add_CollectorServiceServicer_to_server(servicer, server):
                     servicer.Replay,
                     request_deserializer=daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayRequest.FromString,
                     response_serializer=daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayResponse.SerializeToString,
+            ),
+            'Analyze': grpc.unary_unary_rpc_method_handler(
+                    servicer.Analyze,
+                    request_deserializer=daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeRequest.FromString,
+                    response_serializer=daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -293,6 +317,33 @@ class CollectorService(object):
             '/daemoneye.ipc.v1.CollectorService/Replay',
             daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayRequest.SerializeToString,
             daemoneye_dot_ipc_dot_v1_dot_collector__service__pb2.ReplayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Analyze(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daemoneye.ipc.v1.CollectorService/Analyze',
+            daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeRequest.SerializeToString,
+            daemoneye_dot_ipc_dot_v1_dot_analysis__pb2.AnalyzeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,7 @@ path MUST be at most 107 bytes.
 """
 
 from collections import abc as _abc
+from daemoneye.ipc.v1 import analysis_pb2 as _analysis_pb2
 from daemoneye.ipc.v1 import collector_service_pb2 as _collector_service_pb2
 from daemoneye.ipc.v1 import ipc_pb2 as _ipc_pb2
 from grpc import aio as _aio
@@ -82,7 +83,16 @@ class CollectorServiceStub:
     """Publishes again, on the event bus, what came after a sequence. Offered when supports_replay is
     set. Idempotent: receivers de-duplicate. Deadline: 30 s.
 
-    Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID).
+    Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID),
+    RESOURCE_EXHAUSTED (LIMIT_REACHED: too many ranges are being replayed).
+    """
+    Analyze: _grpc.UnaryUnaryMultiCallable[_analysis_pb2.AnalyzeRequest, _analysis_pb2.AnalyzeResponse]
+    """Carries out one analysis; one that fails is an OK answer with a failure. Cancelling the call
+    cancels the work, unless another caller waits for the same. Idempotent by trigger_id. Deadline:
+    the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
+
+    Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
+    analysis that was not offered).
     """
 
 @_typing.type_check_only
@@ -128,7 +138,16 @@ class CollectorServiceAsyncStub(CollectorServiceStub):
     """Publishes again, on the event bus, what came after a sequence. Offered when supports_replay is
     set. Idempotent: receivers de-duplicate. Deadline: 30 s.
 
-    Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID).
+    Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID),
+    RESOURCE_EXHAUSTED (LIMIT_REACHED: too many ranges are being replayed).
+    """
+    Analyze: _aio.UnaryUnaryMultiCallable[_analysis_pb2.AnalyzeRequest, _analysis_pb2.AnalyzeResponse]  # type: ignore[assignment]
+    """Carries out one analysis; one that fails is an OK answer with a failure. Cancelling the call
+    cancels the work, unless another caller waits for the same. Idempotent by trigger_id. Deadline:
+    the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
+
+    Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
+    analysis that was not offered).
     """
 
 class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -201,7 +220,22 @@ class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Publishes again, on the event bus, what came after a sequence. Offered when supports_replay is
         set. Idempotent: receivers de-duplicate. Deadline: 30 s.
 
-        Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID).
+        Errors: UNIMPLEMENTED (FEATURE_UNSUPPORTED), INVALID_ARGUMENT (REQUEST_INVALID),
+        RESOURCE_EXHAUSTED (LIMIT_REACHED: too many ranges are being replayed).
+        """
+
+    @_abc_1.abstractmethod
+    def Analyze(
+        self,
+        request: _analysis_pb2.AnalyzeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_analysis_pb2.AnalyzeResponse, _abc.Awaitable[_analysis_pb2.AnalyzeResponse]]:
+        """Carries out one analysis; one that fails is an OK answer with a failure. Cancelling the call
+        cancels the work, unless another caller waits for the same. Idempotent by trigger_id. Deadline:
+        the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
+
+        Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
+        analysis that was not offered).
         """
 
 def add_CollectorServiceServicer_to_server(servicer: CollectorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,6 +10,7 @@ Protocol versions are plain numbers; this file describes version 1.
 """
 
 from collections import abc as _abc
+from daemoneye.common.v1 import analysis_pb2 as _analysis_pb2
 from daemoneye.common.v1 import common_pb2 as _common_pb2
 from daemoneye.common.v1 import completeness_pb2 as _completeness_pb2
 from google.protobuf import descriptor as _descriptor
@@ -352,6 +353,8 @@ class CapabilityResponse(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETENESS_FIELD_NUMBER: _builtins.int
     SUPPORTS_REPLAY_FIELD_NUMBER: _builtins.int
+    SUPPORTED_ANALYSES_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_ANALYSES_FIELD_NUMBER: _builtins.int
     negotiation_success: _builtins.bool
     """True in every OK answer of CollectorService, which reports failure by status; inherited peers
     read it.
@@ -370,6 +373,8 @@ class CapabilityResponse(_message.Message):
     """True when Acknowledge and Replay are offered, so that events outlive a broker that forgets
     them.
     """
+    max_concurrent_analyses: _builtins.int
+    """Analyses that run at once; 0 without any."""
     @_builtins.property
     def capabilities(self) -> Global___CollectionCapabilities:
         """What the collector covers of the requested domains."""
@@ -381,6 +386,10 @@ class CapabilityResponse(_message.Message):
     @_builtins.property
     def completeness(self) -> _completeness_pb2.Completeness:
         """Coverage of the collector right now: degraded where it polls or lacks privileges."""
+
+    @_builtins.property
+    def supported_analyses(self) -> _containers.RepeatedScalarFieldContainer[_analysis_pb2.AnalysisType.ValueType]:
+        """Analyses that Analyze carries out, each at most once."""
 
     def __init__(
         self,
@@ -395,10 +404,12 @@ class CapabilityResponse(_message.Message):
         max_message_bytes: _builtins.int = ...,
         completeness: _completeness_pb2.Completeness | None = ...,
         supports_replay: _builtins.bool = ...,
+        supported_analyses: _abc.Iterable[_analysis_pb2.AnalysisType.ValueType] | None = ...,
+        max_concurrent_analyses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_error_message", b"_error_message", "_server_version", b"_server_version", "capabilities", b"capabilities", "completeness", b"completeness", "error_message", b"error_message", "server_version", b"server_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_message", b"_error_message", "_server_version", b"_server_version", "capabilities", b"capabilities", "collector_id", b"collector_id", "completeness", b"completeness", "error_message", b"error_message", "max_message_bytes", b"max_message_bytes", "negotiation_success", b"negotiation_success", "protocol_version", b"protocol_version", "server_version", b"server_version", "supported_task_types", b"supported_task_types", "supports_replay", b"supports_replay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_message", b"_error_message", "_server_version", b"_server_version", "capabilities", b"capabilities", "collector_id", b"collector_id", "completeness", b"completeness", "error_message", b"error_message", "max_concurrent_analyses", b"max_concurrent_analyses", "max_message_bytes", b"max_message_bytes", "negotiation_success", b"negotiation_success", "protocol_version", b"protocol_version", "server_version", b"server_version", "supported_analyses", b"supported_analyses", "supported_task_types", b"supported_task_types", "supports_replay", b"supports_replay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error_message: _TypeAlias = _typing.Literal["error_message"]  # noqa: Y015
     _WhichOneofArgType__error_message: _TypeAlias = _typing.Literal["_error_message", b"_error_message"]  # noqa: Y015
