@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 SYSTEM_DIRECTORY = Path("/etc/daemoneye")
 MAX_FILE_BYTES = 1024 * 1024
 EXIT_REFUSED = 2
@@ -73,10 +74,10 @@ class SettingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded(Generic[T]):
+class Loaded(Generic[T_co]):
     """A valid configuration, and where each value came from."""
 
-    value: T
+    value: T_co
     origin: Mapping[str, str]
     """``flag --x``, ``environment DAEMONEYE_…``, ``file /etc/…`` or ``default``, by field."""
     settings: tuple[Setting, ...]

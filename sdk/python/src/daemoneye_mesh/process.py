@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from daemoneye_mesh.logs import LEVELS, LogStyle, configure_logs
 __all__ = ["ProcessSettings", "run_process"]
 
 EXIT_FAILED = 1
+LEAVE_S = 3.0
+"""How long a process may still take to end once everything is drained."""
 _PR_SET_PDEATHSIG = 1
 GC_THRESHOLDS = 20_000, 20, 20
 
@@ -44,9 +47,11 @@ class ProcessSettings:
         help="trust domain of the identities in this mesh",
         env="DAEMONEYE_TRUST_DOMAIN",
     )
-    log_level: str = setting("info", help="lowest level that is logged", choices=LEVELS)
+    log_level: str = setting(
+        "info", help="lowest level that is logged", choices=LEVELS, live=True
+    )
     log_style: str = setting(
-        "auto", help="auto is text on a terminal and JSON elsewhere", choices=tuple(LogStyle)
+        "auto", help="with auto, text on a terminal and JSON elsewhere", choices=tuple(LogStyle)
     )
     stop_with_parent: bool = setting(
         False, help="stop when the process that started this one ends (prctl(2) PR_SET_PDEATHSIG)"
@@ -76,8 +81,12 @@ def run_process(
     async def main() -> None:
         stop = StopRequest()
         with watch_signals(stop):
-            await serve(stop)
+            try:
+                await serve(stop)
+            finally:
+                hard_end.start()
 
+    hard_end = hard_end_of(name)
     try:
         asyncio.run(main())
     except Exception as error:
@@ -87,8 +96,26 @@ def run_process(
             return EXIT_FAILED
         log.critical("%s cannot go on: %s", name, cause.message, extra={"reason": cause.reason})
         return EXIT_REFUSED if isinstance(cause, InvalidConfigError) else EXIT_FAILED
+    finally:
+        hard_end.cancel()
     log.info("%s stopped", name)
     return 0
+
+
+def hard_end_of(name: str) -> threading.Timer:
+    """Returns what ends the process hard, some time after it was started, unless it is cancelled.
+
+    A task that swallows its cancellation, or a thread that hangs in the kernel, would otherwise keep a
+    process that has drained alive for ever.
+    """
+
+    def leave() -> None:
+        log.critical("%s does not end by itself; leaving what still runs behind", name)
+        os._exit(EXIT_FAILED)
+
+    timer = threading.Timer(LEAVE_S, leave)
+    timer.daemon = True
+    return timer
 
 
 def spare_collections() -> None:

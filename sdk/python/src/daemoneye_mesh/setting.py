@@ -36,6 +36,7 @@ def setting(
     maximum: float | None = None,
     choices: Sequence[str] = (),
     env: str | None = None,
+    live: bool = False,
 ) -> T:
     """Declares a field of a settings dataclass.
 
@@ -47,8 +48,9 @@ def setting(
         choices: texts allowed; types that enumerate their values need none.
         env: the whole name of the environment variable, for settings that processes share; else
             it is ``DAEMONEYE_<PROCESS>_<FIELD>``.
+        live: whether it may change while the process runs.
     """
-    declared = _Declaration(help, minimum, maximum, tuple(choices), env)
+    declared = _Declaration(help, minimum, maximum, tuple(choices), env, live)
     return dataclasses.field(default=default, metadata={_METADATA_KEY: declared})
 
 
@@ -59,6 +61,7 @@ class _Declaration:
     maximum: float | None
     choices: tuple[str, ...]
     env: str | None
+    is_live: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Setting:
     maximum: float | None
     choices: tuple[str, ...]
     env: str | None
+    is_live: bool = False
+    """Whether it may change while the process runs."""
 
     @property
     def flag(self) -> str:
@@ -192,6 +197,7 @@ def _describe(field: "dataclasses.Field[Any]", hint: object) -> Setting:
         maximum=declared.maximum,
         choices=declared.choices or choices,
         env=declared.env,
+        is_live=declared.is_live,
     )
     return dataclasses.replace(described, default=_checked_default(described))
 
