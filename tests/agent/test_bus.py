@@ -99,6 +99,17 @@ async def test_messages_and_gaps_are_taken_in_order(
     await stop(running)
 
 
+async def test_every_beginning_of_the_subscription_is_told(
+    bus: AgentBus, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    opened: list[bool] = []
+    bus.on_opened(lambda: opened.append(bus.is_subscribed))
+    bus._subscription = FakeSubscriber([Opened("b"), Opened("c")])  # type: ignore[assignment]
+    running = asyncio.create_task(bus.run(FakePipeline()))  # type: ignore[arg-type]
+    await eventually(lambda: opened == [True, True])
+    await stop(running)
+
+
 async def test_defect_in_the_pipeline_ends_the_subscription(bus: AgentBus) -> None:
     fake = FakeSubscriber([Opened("b"), Delivery([])])
     bus._subscription = fake  # type: ignore[assignment]

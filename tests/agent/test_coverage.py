@@ -1,6 +1,9 @@
 """What the mesh cannot see is said by every answer it touches, and by no other."""
 
+import pytest
+
 from daemoneye_agent.coverage import MAX_CAUSES, Coverage
+from daemoneye_agent.loss import Shortfall
 from daemoneye_agent.registry import (
     CollectorRegistry,
     CollectorState,
@@ -123,15 +126,54 @@ def test_answer_is_degraded_while_the_bus_is_not_heard() -> None:
 
 def test_answer_is_degraded_by_losses_and_by_a_store_that_fails_until_they_are_over() -> None:
     mesh = serving()
-    mesh.coverage.note_lost(7)
+    mesh.coverage.note_shortfall(Shortfall(7, 3))
     mesh.coverage.note_store_failure("the disk is full")
     found = mesh.coverage.of_tables(["process_events"])
     assert [one.reason.value for one in found] == ["EVENTS_LOST", "COLLECTOR_UNAVAILABLE"]
-    assert "7 events" in found[0].message
+    assert "7 events did not arrive, 3 of them may still come" in found[0].message
     assert "the disk is full" in found[1].message
-    mesh.coverage.note_lost(0)
+    mesh.coverage.note_shortfall(Shortfall())
     mesh.coverage.note_store_failure(None)
     assert mesh.reasons("process_events") == []
+
+
+def test_answer_is_degraded_while_gaps_are_stored() -> None:
+    mesh = serving()
+    mesh.coverage.note_shortfall(Shortfall(gap_count=2, last_gap="procmond at noon: killed"))
+    for table in ("process_events", "collector_events", "alerts"):
+        (found,) = mesh.coverage.of_tables([table])
+        assert found.reason is DegradedReason.COLLECTION_GAP
+        assert "2 gaps" in found.message
+        assert "procmond at noon: killed" in found.message
+    assert mesh.reasons("collection_gaps", "event_losses") == []
+
+
+def test_answer_over_other_events_asks_every_collector_and_no_process_collector_alone() -> None:
+    mesh = Mesh()
+    assert mesh.reasons("collector_events") == [("COLLECTOR_UNAVAILABLE", "collectors")]
+    mesh.register("netmond", domain="network")
+    assert mesh.reasons("collector_events") == [("READ_ERRORS", "netmond")]
+    mesh.beat("netmond")
+    assert mesh.reasons("collector_events") == []
+    mesh.registry.deregister("netmond", 1, "netmond")
+    assert mesh.reasons("collector_events") == [("COLLECTOR_UNAVAILABLE", "collectors")]
+
+
+@pytest.mark.parametrize(("status", "said"), [(4, "permanent error"), (5, "fatal error")])
+def test_collector_that_says_it_does_not_do_its_job_degrades_answers(
+    status: int, said: str
+) -> None:
+    mesh = Mesh()
+    mesh.register()
+    beat = Heartbeat(
+        "procmond", 1, 1, ReportedHealth.HEALTHY, detail="no procfs; mount it", status=status
+    )
+    mesh.registry.heartbeat(beat, "procmond")
+    mesh.coverage.report("procmond", 1, ())
+    (found,) = mesh.coverage.of_tables(["process_events"])
+    assert found.reason is DegradedReason.COLLECTOR_UNAVAILABLE
+    assert said in found.message
+    assert "no procfs; mount it" in found.message
 
 
 def test_failing_rule_degrades_alerts_and_not_events() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from daemoneye_agent.event import EVENT_INSERT_COLUMNS, EventRow, SqlValue
 from daemoneye_agent.ingest import SourceInvalidError, admit_rows, screen_rows
-from daemoneye_agent.loss import LossReason, SourceProgress
+from daemoneye_agent.loss import LossReason, LossState
+from daemoneye_agent.progress import SourceProgress
 from daemoneye_agent.store import EventStore, StoreLimits, open_reader
-from daemoneye_mesh.errors import InvalidRequestError
 
 NOW_NS = 1_790_000_000 * 10**9
 
@@ -77,7 +77,7 @@ class KeySet:
         self.stored: set[Keys] = set()
 
     def progress_of(self, source: str, epoch: int) -> SourceProgress:
-        return self.progress.setdefault((source, epoch), SourceProgress())
+        return self.progress.setdefault((source, epoch), SourceProgress(gap_state=LossState.OPEN))
 
     def is_stored(self, source: str, epoch: int, sequence: int) -> bool:
         return (source, epoch, sequence) in self.stored
@@ -150,6 +150,7 @@ def test_gap_is_recorded_at_once_and_shrinks_as_events_arrive_late(
     open_store: Callable[..., EventStore],
 ) -> None:
     store = open_store()
+    store.expect_replay("procmond", True)
     store.ingest([make_row(1)])
     result = store.ingest([make_row(6)])
     assert [(loss.first_sequence, loss.last_sequence) for loss in result.losses] == [(2, 5)]
@@ -236,37 +237,6 @@ def test_merging_goes_on_in_the_next_epoch_when_the_first_is_one_range(
     assert lost_ranges(store) == [merged, (2, 6, LossReason.MERGED), (8, 8, "not received")]
 
 
-def test_loss_at_the_end_is_recorded_when_the_source_says_how_far_it_got(
-    open_store: Callable[..., EventStore],
-) -> None:
-    store = open_store()
-    store.ingest([make_row(1)])
-    losses = store.record_missing("procmond", 1, through=4, reason="dropped by the broker")
-    assert [(loss.first_sequence, loss.last_sequence) for loss in losses] == [(2, 4)]
-    assert store.record_missing("procmond", 1, through=3, reason="again") == ()
-    store.ingest([make_row(3)])
-    reason = "dropped by the broker"
-    assert lost_ranges(store) == [(2, 2, reason), (4, 4, reason)]
-
-
-def test_each_loss_at_the_end_is_reported_though_it_follows_another(
-    open_store: Callable[..., EventStore],
-) -> None:
-    store = open_store()
-    for through in (4, 9):
-        [loss] = store.record_missing("procmond", 1, through, "dropped by the broker")
-        assert loss.last_sequence == through
-    assert loss.first_sequence == 5
-
-
-@pytest.mark.parametrize("through", [0, -1, 2**63])
-def test_record_missing_refuses_a_sequence_out_of_range(
-    open_store: Callable[..., EventStore], through: int
-) -> None:
-    with pytest.raises(InvalidRequestError, match="out of range"):
-        open_store().record_missing("procmond", 1, through, "why")
-
-
 @pytest.mark.parametrize(
     "bad",
     [
@@ -344,4 +314,4 @@ def test_source_without_a_name_is_told_what_is_needed(
     open_store: Callable[..., EventStore],
 ) -> None:
     with pytest.raises(SourceInvalidError, match="name of 1 to 256"):
-        open_store().record_missing("", 1, 5, "why")
+        open_store().settle_lost("", 1, 1, 5, "why")

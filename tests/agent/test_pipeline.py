@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemoneye.common.v1 import completeness_pb2
-from daemoneye.eventbus.v1 import eventbus_pb2
+from daemoneye.eventbus.v1 import collection_gap_pb2, eventbus_pb2
 from daemoneye_agent.coverage import Coverage
 from daemoneye_agent.loss import LossReason
 from daemoneye_agent.pipeline import Pipeline
@@ -172,6 +172,80 @@ async def test_gap_is_a_loss_until_it_is_filled(line: Line, make_message: MakeMe
     assert "3 events" in line.coverage.of_events()[-1].message
     await line.pipeline.process([make_message(number) for number in (2, 3, 4)])
     assert "EVENTS_LOST" not in [one.reason for one in line.coverage.of_events()]
+
+
+def make_gap_message(make_message: MakeMessage, sequence: int) -> Message:
+    message = make_message(sequence)
+    gap = message.collection_event.collection_gap
+    gap.reason = collection_gap_pb2.COLLECTION_GAP_REASON_KILLED
+    gap.message = "the collector was killed"
+    return message
+
+
+async def test_other_events_take_part_in_the_numbers_of_their_source(
+    line: Line, make_message: MakeMessage
+) -> None:
+    network, nothing = make_message(2), make_message(4)
+    network.collection_event.network_event.SetInParent()
+    nothing.ClearField("collection_event")
+    batch = [make_message(1), network, make_message(3), nothing]
+    await line.pipeline.process(batch)
+    await line.pipeline.process(batch[:2])
+    assert await line.read("SELECT event_id, event_type FROM collector_events") == [(2, "network")]
+    assert await line.read("SELECT source_sequence FROM process_events") == [(1,), (3,)]
+    assert await line.read("SELECT first_sequence, reason FROM event_losses") == [
+        (4, LossReason.REFUSED.value)
+    ]
+    counters = line.pipeline.counters
+    assert (counters.stored, counters.duplicate) == (3, 2)
+    assert line.is_balanced()
+
+
+async def test_gap_in_collection_is_stored_told_and_alerted(
+    line: Line, make_message: MakeMessage
+) -> None:
+    await line.pipeline.process([make_gap_message(make_message, 1)])
+    assert await line.read("SELECT reason, message FROM collection_gaps") == [
+        ("killed", "the collector was killed")
+    ]
+    (published,) = line.published
+    assert published.metadata.topic == "alerts.high.collection_gap"
+    assert published.alert.source == "procmond"
+    (said,) = [one for one in line.coverage.of_events() if one.reason == "COLLECTION_GAP"]
+    assert "procmond at 2026-" in said.message
+    assert line.pipeline.counters.alerts == 1
+
+
+async def test_alert_of_a_gap_is_not_kept_without_the_gap(
+    line: Line, make_message: MakeMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(line.rulebook, "evaluate", lambda rows: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await line.pipeline.process([make_gap_message(make_message, 1)])
+    assert (await line.store.run(EventStore.stats)).alert_count == 0
+    await line.pipeline.process([make_gap_message(make_message, 1)])
+    assert (await line.store.run(EventStore.stats)).alert_count == 1
+
+
+async def test_progress_of_every_source_in_a_batch_is_told_after_the_commit(
+    line: Line, make_message: MakeMessage
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    pipeline = Pipeline(
+        line.store,
+        line.rulebook,
+        line.coverage,
+        line.published.append,
+        note_progress=lambda progress: told.extend(
+            (one.source_id, one.contiguous, one.highest) for one in progress
+        ),
+    )
+    await line.store.run(EventStore.expect_replay, "procmond", True)
+    other = make_message(1)
+    other.metadata.source_id = "netmond"
+    await pipeline.process([make_message(1), make_message(4), other])
+    assert sorted(told) == [("netmond", 1, 1), ("procmond", 1, 4)]
 
 
 async def test_store_that_refuses_is_tried_again_and_told_meanwhile(

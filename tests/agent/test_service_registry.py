@@ -14,7 +14,7 @@ from daemoneye.agent.v1 import (
     registry_service_pb2_grpc,
 )
 from daemoneye.common.v1 import common_pb2, completeness_pb2
-from daemoneye.ipc.v1 import ipc_pb2
+from daemoneye.ipc.v1 import collector_health_pb2, event_log_pb2, ipc_pb2
 from daemoneye_mesh.token import TokenVerifier
 
 pb = registry_service_pb2
@@ -181,6 +181,18 @@ async def test_heartbeats_are_answered_and_carry_the_state(agent: Any) -> None:
     assert info.HasField("last_heartbeat_at")
 
 
+async def test_collector_that_fails_by_its_own_status_is_degraded(agent: Any) -> None:
+    stub = registry_of(agent.collector())
+    await stub.RegisterCollector(make_request(agent), timeout=5)
+    beat = make_beat(
+        1,
+        status=collector_health_pb2.COLLECTOR_STATUS_PERMANENT_ERROR,
+        log_positions=[event_log_pb2.LogPosition(last_sequence=1)] * 17,
+    )
+    await read_all(stub.Heartbeat(beats(beat), timeout=5))
+    assert await states(agent) == [("procmond", "COLLECTOR_STATE_DEGRADED")]
+
+
 async def read_all(call: Any) -> None:
     async for _ in call:
         pass
@@ -198,6 +210,25 @@ async def read_all(call: Any) -> None:
             "INVALID_ARGUMENT",
             "REQUEST_INVALID",
         ),
+        (
+            make_beat(1, log_positions=[event_log_pb2.LogPosition()] * 18),
+            "INVALID_ARGUMENT",
+            "REQUEST_INVALID",
+        ),
+        (
+            make_beat(
+                1,
+                log_positions=[event_log_pb2.LogPosition(losses=[event_log_pb2.EventLoss()] * 65)],
+            ),
+            "INVALID_ARGUMENT",
+            "REQUEST_INVALID",
+        ),
+        (
+            make_beat(1, log_positions=[event_log_pb2.LogPosition(last_sequence=2**63)]),
+            "INVALID_ARGUMENT",
+            "REQUEST_INVALID",
+        ),
+        (make_beat(1, config_version=2**63), "INVALID_ARGUMENT", "REQUEST_INVALID"),
     ],
 )
 async def test_heartbeat_stream_ends_with_a_reason(

@@ -11,7 +11,7 @@ import pytest
 from daemoneye_agent.event import EVENT_COLUMNS, EVENT_INSERT_COLUMNS, EventRow, SqlValue
 from daemoneye_agent.migration import MIGRATIONS, StoreVersionError, migrate
 from daemoneye_agent.partition import DropReason, day_of
-from daemoneye_agent.schema import TABLES
+from daemoneye_agent.schema import TABLES, TableKind
 from daemoneye_agent.store import EventStore, StoreLimits, open_reader
 from daemoneye_agent.store_file import StoreFailedError, StoreFileError, translate_errors
 from daemoneye_mesh.errors import ErrorReason, InvalidConfigError
@@ -321,7 +321,9 @@ def test_every_declared_column_of_stored_tables_can_be_read(
     open_store: Callable[..., EventStore], path: Path
 ) -> None:
     open_store()
-    for name in ("process_events", "alerts", "event_losses"):
+    stored = [name for name, table in TABLES.items() if table.kind is TableKind.STORED]
+    assert len(stored) == 5
+    for name in stored:
         columns = ", ".join(f'"{column}"' for column in TABLES[name].column_names)
         assert read(path, f"SELECT {columns} FROM {name}") == []
 
@@ -330,6 +332,7 @@ def test_failed_write_changes_nothing_and_may_be_repeated(
     open_store: Callable[..., EventStore],
 ) -> None:
     store = open_store()
+    store.expect_replay("procmond", True)
     store.ingest([make_row(1)])
     store._connection.execute("PRAGMA query_only = 1")
     with pytest.raises(StoreFailedError, match="read-only"):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from daemoneye_agent.event import SqlValue
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
@@ -19,6 +20,7 @@ __all__ = [
     "Alert",
     "AlertDraft",
     "AlertInvalidError",
+    "Recorded",
     "Severity",
     "build_dedup_key",
     "render_row",
@@ -128,6 +130,10 @@ class Alert:
     def topic(self) -> str:
         """Where it is published."""
         return f"alerts.{self.severity}.{self.rule_id}"
+
+
+Recorded: TypeAlias = tuple[Alert, bool]
+"""An alert as it is kept now, and whether it is new."""
 
 
 def build_dedup_key(rule_id: str, *parts: SqlValue) -> str:

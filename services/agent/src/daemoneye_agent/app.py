@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from daemoneye_agent.bus import AgentBus
 from daemoneye_agent.collectors import CollectorClients
 from daemoneye_agent.config import AgentSettings
 from daemoneye_agent.coverage import Coverage
+from daemoneye_agent.delivery import Delivery
 from daemoneye_agent.issuer import IdentityIssuer, OwnTokens
 from daemoneye_agent.live_processes import LiveProcesses
+from daemoneye_agent.loss import EpochProgress
 from daemoneye_agent.pipeline import Pipeline
 from daemoneye_agent.query import QueryLimits
 from daemoneye_agent.query_pool import QueryPool
@@ -109,14 +112,24 @@ class Agent:
         self._coverage = Coverage(
             self._registry, lambda: self._bus.is_subscribed, lambda: rulebook.failing
         )
-        self._pipeline = Pipeline(store, rulebook, self._coverage, self._bus.publish)
+        self._pipeline = Pipeline(
+            store, rulebook, self._coverage, self._bus.publish, note_progress=self._note_progress
+        )
+        self._delivery = Delivery(
+            store=store,
+            registry=self._registry,
+            clients=self._clients,
+            reports=self._pipeline,
+            is_subscribed=lambda: self._bus.is_subscribed,
+        )
+        self._bus.on_opened(self._delivery.note_opened)
         limits = QueryLimits(deadline_s=settings.query_timeout_s)
         self._queries = QueryPool(store_path, limits, self._open_live)
         self._rulebook = rulebook
 
     async def run(self, stop: StopRequest) -> None:
         """Serves until ``stop`` is set, then drains."""
-        self._coverage.note_lost((await self._store.run(EventStore.stats)).lost_events)
+        self._coverage.note_shortfall(await self._store.run(EventStore.shortfall))
         self._registry.on_change(self._note_change)
         server = self._build_server()
         # Only who holds the socket may write the trust bundle: another agent's would make every token
@@ -128,6 +141,7 @@ class Agent:
                 subscription = group.create_task(self._bus.run(self._pipeline), name="subscription")
                 tasks = [
                     group.create_task(self._bus.publisher.run(), name="publisher"),
+                    group.create_task(self._delivery.run(), name="delivery"),
                     group.create_task(self._issuer.run(), name="issuer"),
                     group.create_task(self._sweep_leases(), name="leases"),
                     group.create_task(self._sweep_store(), name="retention"),
@@ -146,6 +160,9 @@ class Agent:
             await self._queries.close()
             await self._clients.close()
             await self._channel.close()
+
+    def _note_progress(self, progress: Sequence[EpochProgress]) -> None:
+        self._delivery.note_progress(progress)
 
     def _note_change(self, change: Transition) -> None:
         is_fine = change.after in {CollectorState.REGISTERED, CollectorState.SERVING}
@@ -167,7 +184,9 @@ class Agent:
         while True:
             try:
                 dropped = await self._store.run(EventStore.enforce_retention)
-                self._coverage.note_lost((await self._store.run(EventStore.stats)).lost_events)
+                while await self._store.run(EventStore.drop_aged):
+                    pass  # in pieces, so that new events get in between
+                self._coverage.note_shortfall(await self._store.run(EventStore.shortfall))
             except StoreFailedError as error:
                 log.error("events are not let go of: %s", error.message)
             else:

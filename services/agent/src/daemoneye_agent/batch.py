@@ -4,22 +4,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from daemoneye.eventbus.v1 import eventbus_pb2
-from daemoneye_agent.alert import Alert, AlertDraft, render_row
+from daemoneye_agent.alert import AlertDraft, Recorded, render_row
 from daemoneye_agent.alert_message import describe_degradations
+from daemoneye_agent.collector_event_message import to_collector_row
 from daemoneye_agent.engine import Match
 from daemoneye_agent.event import EventRow
 from daemoneye_agent.ingest import IngestResult
-from daemoneye_agent.process_row import to_event_row
+from daemoneye_agent.loss import Shortfall
+from daemoneye_agent.process_row import NotAboutProcessError, to_event_row
 from daemoneye_mesh.completeness import Degradation, DegradedReason
 from daemoneye_mesh.errors import InvalidRequestError
 
-__all__ = ["Batch", "Recorded", "to_draft"]
-
-Recorded: TypeAlias = tuple[Alert, bool]
-"""An alert as it is kept now, and whether it is new."""
+__all__ = ["Batch", "to_draft"]
 
 
 @dataclass(slots=True)
@@ -38,8 +36,8 @@ class Batch:
     failures: dict[str, str] = field(default_factory=dict)
     """Why rules did not see all of it, by rule id."""
     recorded: tuple[Recorded, ...] = ()
-    lost_events: int | None = None
-    """All events known to be missing; None when that did not change."""
+    shortfall: Shortfall | None = None
+    """All that is known to be missing; None when that did not change."""
 
     def convert(self) -> None:
         """Makes rows of the messages.
@@ -50,7 +48,7 @@ class Batch:
         rows: list[EventRow] = []
         for message in self.messages:
             try:
-                rows.append(to_event_row(message))
+                rows.append(_to_row(message))
             except InvalidRequestError as error:
                 metadata = message.metadata
                 rows.append((metadata.source_id, metadata.source_epoch, metadata.source_sequence))
@@ -64,6 +62,13 @@ class Batch:
         if reason is None:
             return self.degradations
         return (*self.degradations, Degradation(DegradedReason.RULE_FAILED, rule_id, reason))
+
+
+def _to_row(message: eventbus_pb2.EventBusMessage) -> EventRow:
+    try:
+        return to_event_row(message)
+    except NotAboutProcessError:  # the rare case pays for finding out
+        return to_collector_row(message)
 
 
 def to_draft(match: Match, degradations: Sequence[Degradation]) -> AlertDraft:

@@ -28,7 +28,8 @@ from daemoneye_agent.pipeline import Pipeline
 
 __all__ = ["EVENT_PATTERN", "AgentBus"]
 
-EVENT_PATTERN = "events.process.#"
+EVENT_PATTERN = "events.#"
+"""All of them: who left some out would see gaps in the numbers of a source."""
 QUEUE_MESSAGES = 200_000
 MAX_WAITING_ALERTS = 10_000
 MAX_WAITING_BYTES = 32 << 20
@@ -61,6 +62,7 @@ class AgentBus:
         self._wall_ns = wall_ns
         self._refused_pause_s = refused_pause_s
         self._since_ns = 0
+        self._note_opened: Callable[[], None] = _ignore
         self.refusal = ""
         """Why the broker refuses the subscription; empty while it does not."""
         self.unpublished_count = 0
@@ -86,6 +88,10 @@ class AgentBus:
                 "alert %s is stored but not published: the bus does not take it",
                 message.metadata.topic,
             )
+
+    def on_opened(self, note_opened: Callable[[], None]) -> None:
+        """Calls back each time the subscription begins anew; what came before may be missing."""
+        self._note_opened = note_opened
 
     async def flush(self, timeout_s: float) -> None:
         """Waits until the broker has taken the alerts that are queued, but not forever."""
@@ -119,8 +125,13 @@ class AgentBus:
                         self._since_ns = self._wall_ns()
                         self.refusal = ""
                         log.info("subscribed to %s", EVENT_PATTERN)
+                        self._note_opened()
                     case Delivery():
                         await pipeline.process(item.messages, item.undecodable_count)
                     case Gap(count, reason):
                         self.gap_count += count
                         log.error("the broker dropped %d events for us: %s", count, reason)
+
+
+def _ignore() -> None:
+    """Nobody wants to know."""

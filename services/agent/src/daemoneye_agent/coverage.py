@@ -4,8 +4,9 @@ Invariant: an answer over a table is complete only when nobody has anything to s
 and a collector that has said nothing yet counts as one that cannot see.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from daemoneye_agent.loss import Shortfall
 from daemoneye_agent.registry import Collector, CollectorRegistry, CollectorState
 from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degradations
 
@@ -18,6 +19,7 @@ MAX_CAUSES = 32
 _MAX_SUBJECT_CHARS = 64
 _MAX_MESSAGE_CHARS = 512
 _EVENT_TABLES = frozenset({"process_events"})
+_OTHER_EVENT_TABLES = frozenset({"collector_events"})
 _DERIVED_TABLES = frozenset({"alerts"})
 _IN_SERVICE = {CollectorState.REGISTERED, CollectorState.SERVING, CollectorState.DEGRADED}
 
@@ -41,7 +43,7 @@ class Coverage:
         self._is_subscribed = is_subscribed
         self._failing_rules = failing_rules
         self._reported: dict[str, tuple[int, tuple[Degradation, ...]]] = {}
-        self._lost: Degradation | None = None
+        self._shortfall: tuple[Degradation, ...] = ()
         self._store_failure: Degradation | None = None
 
     def report(
@@ -66,14 +68,11 @@ class Coverage:
         if epoch != collector.registration.instance_epoch:
             unsaid = f"{name} has not said yet what it can see"
             return (Degradation(DegradedReason.READ_ERRORS, name, unsaid),)
-        return degradations
+        return (*_describe_failure(collector), *degradations)
 
-    def note_lost(self, event_count: int) -> None:
-        """Takes over how many events are known to be missing from the store."""
-        message = f"{event_count} events never arrived; the table event_losses has the ranges"
-        self._lost = (
-            Degradation(DegradedReason.EVENTS_LOST, "event store", message) if event_count else None
-        )
+    def note_shortfall(self, shortfall: Shortfall) -> None:
+        """Takes over what is known to be missing from the store."""
+        self._shortfall = tuple(_describe_shortfall(shortfall))
 
     def note_store_failure(self, cause: str | None) -> None:
         """Takes over why events cannot be stored; None when they can again."""
@@ -86,25 +85,31 @@ class Coverage:
 
     def of_events(self) -> tuple[Degradation, ...]:
         """What may be missing from stored process events."""
-        own = [one for one in (self._lost, self._store_failure) if one]
-        if not self._is_subscribed():
-            own.append(
-                Degradation(
-                    DegradedReason.COLLECTOR_UNAVAILABLE,
-                    "eventbus",
-                    "the event bus is not reached; new events do not arrive",
-                )
-            )
         known = self._known()
         reported = (self.reported(one) for one in known if one.state in _IN_SERVICE)
-        return merge_degradations(self._missing(known), *reported, own)
+        return merge_degradations(self._missing(known), *reported, self._of_store())
+
+    def of_other_events(self) -> tuple[Degradation, ...]:
+        """What may be missing from stored events that are not about processes."""
+        known = [
+            one
+            for one in self._registry.collectors()
+            if one.state is not CollectorState.DEREGISTERED
+        ]
+        nobody = Degradation(
+            DegradedReason.COLLECTOR_UNAVAILABLE, "collectors", "no collector is in service"
+        )
+        return merge_degradations(
+            *(self.reported(one) for one in known), () if known else (nobody,), self._of_store()
+        )
 
     def of_tables(self, tables: Iterable[str]) -> tuple[Degradation, ...]:
         """What may be missing from an answer over stored ``tables``."""
         names = frozenset(tables)
         events = self.of_events() if names & (_EVENT_TABLES | _DERIVED_TABLES) else ()
+        others = self.of_other_events() if names & _OTHER_EVENT_TABLES else ()
         rules = self._of_rules() if names & _DERIVED_TABLES else ()
-        return merge_degradations(events, rules)
+        return merge_degradations(events, others, rules)
 
     def of_everything(self) -> tuple[Degradation, ...]:
         """All that is known to be missing."""
@@ -117,6 +122,20 @@ class Coverage:
     def missing_collectors(self) -> tuple[Degradation, ...]:
         """The process collectors that should be in service and are not."""
         return self._missing(self._known())
+
+    def _of_store(self) -> tuple[Degradation, ...]:
+        own = [*self._shortfall]
+        if self._store_failure:
+            own.append(self._store_failure)
+        if not self._is_subscribed():
+            own.append(
+                Degradation(
+                    DegradedReason.COLLECTOR_UNAVAILABLE,
+                    "eventbus",
+                    "the event bus is not reached; new events do not arrive",
+                )
+            )
+        return tuple(own)
 
     def _missing(self, known: tuple[Collector, ...]) -> tuple[Degradation, ...]:
         silent = tuple(
@@ -143,6 +162,33 @@ class Coverage:
         return tuple(
             Degradation(DegradedReason.RULE_FAILED, rule_id, reason[:_MAX_MESSAGE_CHARS])
             for rule_id, reason in self._failing_rules().items()
+        )
+
+
+def _describe_failure(collector: Collector) -> Iterator[Degradation]:
+    if collector.heartbeat and collector.heartbeat.failure:
+        name = collector.registration.collector_id
+        message = f"{name} does not do its job: {collector.reason}"[:_MAX_MESSAGE_CHARS]
+        yield Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, name, message)
+
+
+def _describe_shortfall(shortfall: Shortfall) -> Iterator[Degradation]:
+    if shortfall.missing_events:
+        may_come = (
+            f", {shortfall.open_events} of them may still come" if shortfall.open_events else ""
+        )
+        yield Degradation(
+            DegradedReason.EVENTS_LOST,
+            "event store",
+            f"{shortfall.missing_events} events did not arrive{may_come}; the table event_losses has"
+            " the ranges",
+        )
+    if shortfall.gap_count:
+        yield Degradation(
+            DegradedReason.COLLECTION_GAP,
+            "event store",
+            f"{shortfall.gap_count} gaps in collection are stored, the last one of"
+            f" {shortfall.last_gap}; the table collection_gaps has them",
         )
 
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from daemoneye_agent.alert import Recorded
+from daemoneye_agent.collector_event import CollectorEventRow, GapRow
 from daemoneye_agent.event import EVENT_INSERT_COLUMNS, EventRow, SqlValue
-from daemoneye_agent.loss import Loss, LossReason, SourceProgress
+from daemoneye_agent.loss import EpochProgress, Loss, LossReason
 from daemoneye_agent.partition import DroppedPartition
+from daemoneye_agent.progress import SourceProgress
 from daemoneye_mesh.errors import InvalidRequestError
 
 __all__ = [
@@ -39,17 +42,35 @@ class IngestResult:
     """What became of one batch."""
 
     accepted: list[EventRow]
-    """The new rows with their event id in front: the order of ``EVENT_COLUMNS``."""
+    """The new process events with their id in front: the order of ``EVENT_COLUMNS``."""
+    other_count: int = 0
+    """New events that are not about processes."""
+    gaps: tuple[GapRow, ...] = ()
+    """New gaps in collection."""
     duplicates: int = 0
     """Rows that had been stored before."""
     refused: int = 0
     """Rows that cannot be stored: no sequence, or a value outside SQLite's range."""
     losses: tuple[Loss, ...] = ()
-    """Gaps that opened with this batch and are still open at its end."""
+    """Ranges that were found missing with this batch and still are at its end."""
     repaired: int = 0
     """Rows that filled an older gap."""
     dropped: tuple[DroppedPartition, ...] = ()
     """Partitions let go because the store had reached its size."""
+    alerts: tuple[Recorded, ...] = ()
+    """What the store itself raised: events that are lost, gaps."""
+    progress: tuple[EpochProgress, ...] = ()
+    """How far every epoch is that the batch was about."""
+
+    @property
+    def stored(self) -> int:
+        """How many rows are new, of whatever kind."""
+        return len(self.accepted) + self.other_count + len(self.gaps)
+
+    @property
+    def changes_shortfall(self) -> bool:
+        """Whether more or less is known to be missing than before."""
+        return bool(self.losses or self.repaired or self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +153,7 @@ def _admit_out_of_order(
 
 def _skip_refused(progress: SourceProgress, sequence: int, now_ns: int) -> None:
     if sequence >= 1:
-        progress.skip(sequence, sequence, LossReason.REFUSED, now_ns)
+        progress.give_up(sequence, sequence, LossReason.REFUSED, now_ns)
 
 
 def _bind(is_stored: StoredLookup, row: EventRow) -> Callable[[int], bool]:
@@ -176,8 +197,9 @@ def _is_natural(value: object) -> bool:
 
 
 def _is_storable(row: EventRow) -> bool:
+    is_whole = isinstance(row, CollectorEventRow | GapRow)
     return (
-        len(row) == len(EVENT_INSERT_COLUMNS)
+        (is_whole or len(row) == len(EVENT_INSERT_COLUMNS))
         and isinstance(row[3], int)  # the time decides about the partition
         and all(map(_is_storable_value, row))
     )

@@ -76,9 +76,12 @@ def check_version(connection: apsw.Connection, known: int) -> int:
     return found
 
 
+_SIMPLE_TABLES = ("alerts", "event_losses", "collector_events", "collection_gaps")
+
+
 def _missing_columns(connection: apsw.Connection) -> Iterator[str]:
     partitions = [name for (name,) in connection.execute("SELECT name FROM event_partitions")]
-    owners = [("alerts", TABLES["alerts"]), ("event_losses", TABLES["event_losses"])]
+    owners = [(name, TABLES[name]) for name in _SIMPLE_TABLES]
     owners += [(name, TABLES["process_events"]) for name in partitions]
     for name, table in owners:
         known = {row[1] for row in connection.execute(f'PRAGMA table_info("{name}")')}
@@ -120,5 +123,29 @@ _LAYOUT = (
     "CREATE TABLE counters (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL)",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_create_layout,)
+
+def _add_delivery(connection: apsw.Connection) -> None:
+    """Losses get a state, and events that are not about processes get tables."""
+    known = {row[1] for row in connection.execute("PRAGMA table_info(event_losses)")}
+    if "state" not in known:
+        connection.execute("ALTER TABLE event_losses ADD COLUMN state TEXT")
+    # Nobody could replay what was missing until now.
+    connection.execute("UPDATE event_losses SET state = 'lost' WHERE state IS NULL")
+    for statement in _DELIVERY_LAYOUT:
+        connection.execute(statement)
+
+
+_DELIVERY_LAYOUT = (
+    f"CREATE TABLE collector_events ({_columns(TABLES['collector_events'], 'event_id')})",
+    "CREATE UNIQUE INDEX collector_events_key ON collector_events "
+    "(source_id, source_epoch, source_sequence)",
+    "CREATE INDEX collector_events_time ON collector_events (time_ns)",
+    f"CREATE TABLE collection_gaps ({_columns(TABLES['collection_gaps'], 'gap_id')})",
+    "CREATE UNIQUE INDEX collection_gaps_key ON collection_gaps "
+    "(source_id, source_epoch, source_sequence)",
+    "CREATE INDEX collection_gaps_time ON collection_gaps (time_ns)",
+    "CREATE TABLE replay_sources (source_id TEXT PRIMARY KEY NOT NULL)",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_create_layout, _add_delivery)
 """Entry i turns layout i into layout i + 1. Append only: files of every layout are out there."""

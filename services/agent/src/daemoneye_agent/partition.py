@@ -16,7 +16,14 @@ import apsw
 from daemoneye_agent.event import EVENT_COLUMNS, NS_PER_SECOND, EventRow
 from daemoneye_agent.schema import TABLES
 
-__all__ = ["DropReason", "DroppedPartition", "Partition", "PartitionCatalog", "day_of"]
+__all__ = [
+    "NS_PER_DAY",
+    "DropReason",
+    "DroppedPartition",
+    "Partition",
+    "PartitionCatalog",
+    "day_of",
+]
 
 NS_PER_DAY = 86_400 * NS_PER_SECOND
 _VIEW = "process_events"

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from daemoneye.eventbus.v1 import eventbus_pb2
-from daemoneye_agent.alert import AlertDraft
+from daemoneye_agent.alert import AlertDraft, Recorded
 from daemoneye_agent.alert_message import to_alert_message
-from daemoneye_agent.batch import Batch, Recorded, to_draft
+from daemoneye_agent.batch import Batch, to_draft
 from daemoneye_agent.coverage import Coverage
 from daemoneye_agent.engine import Match
 from daemoneye_agent.event import EventRow
-from daemoneye_agent.loss import Loss
+from daemoneye_agent.ingest import IngestResult
+from daemoneye_agent.loss import EpochProgress, Loss, LossState, Shortfall
 from daemoneye_agent.rulebook import Rulebook
 from daemoneye_agent.store import EventStore
 from daemoneye_agent.store_file import StoreFailedError
 from daemoneye_agent.store_thread import StoreThread
+from daemoneye_mesh.completeness import Degradation
 from daemoneye_mesh.errors import DaemoneyeError
 
 __all__ = ["Pipeline", "PipelineCounters"]
@@ -55,6 +57,7 @@ class Pipeline:
         coverage: what cannot be seen, for the completeness of alerts.
         publish: takes an alert message for the bus.
         first_retry_s: pause after the store first refused a batch; it doubles up to ten seconds.
+        note_progress: is told after each commit how far the sources of the batch are stored.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Pipeline:
         coverage: Coverage,
         publish: Callable[[eventbus_pb2.EventBusMessage], None],
         first_retry_s: float = FIRST_RETRY_S,
+        note_progress: Callable[[Sequence[EpochProgress]], None] = lambda _: None,
     ) -> None:
+        self._note_progress = note_progress
         self._store = store
         self._rulebook = rulebook
         self._coverage = coverage
@@ -94,9 +99,25 @@ class Pipeline:
         try:
             await self._take_through(batch)
         finally:
-            self._count(batch)
-            for recorded in batch.recorded:
-                self._announce(recorded, batch)
+            self._finish(batch)
+
+    def announce(self, alerts: Iterable[Recorded]) -> None:
+        """Publishes alerts that the store itself raised: what they are about is known for sure."""
+        for recorded in alerts:
+            self._announce(recorded, ())
+
+    def note_shortfall(self, shortfall: Shortfall) -> None:
+        """Takes over what is known to be missing, for the completeness of all that follows."""
+        self._coverage.note_shortfall(shortfall)
+
+    def _finish(self, batch: Batch) -> None:
+        if batch.result is None:
+            return
+        self._count(batch, batch.result)
+        for recorded in batch.recorded:
+            self._announce(recorded, batch.degradations_for(recorded[0].rule_id))
+        self.announce(batch.result.alerts)
+        self._note_progress(batch.result.progress)
 
     async def _take_through(self, batch: Batch) -> None:
         delay_s = self._first_retry_s
@@ -135,8 +156,8 @@ class Pipeline:
                 recorded = store.record_alerts(drafts) if drafts else ()
             batch.result, batch.recorded = result, recorded
             report(map(describe_loss, result.losses))
-        if batch.lost_events is None and (batch.result.losses or batch.result.repaired):
-            batch.lost_events = store.stats().lost_events
+        if batch.shortfall is None and batch.result.changes_shortfall:
+            batch.shortfall = store.shortfall()
 
     def _detect(self, batch: Batch, accepted: Sequence[EventRow]) -> list[AlertDraft]:
         matches, failures = self._rulebook.evaluate(accepted)
@@ -156,25 +177,22 @@ class Pipeline:
             self._rulebook.note_failure(rule_id, batch.failures[rule_id])
             return None
 
-    def _count(self, batch: Batch) -> None:
-        result = batch.result
-        if result is None:
-            return
+    def _count(self, batch: Batch, result: IngestResult) -> None:
         # The store refuses what could not be converted, too, to know its sequence as lost; when it
         # is sent again, the store takes it for a duplicate.
         refused_by_store = result.refused - batch.refused.total()
-        self.counters.stored += len(result.accepted)
+        self.counters.stored += result.stored
         self.counters.duplicate += result.duplicates + min(refused_by_store, 0)
-        self.counters.alerts += len(batch.recorded)
+        self.counters.alerts += len(batch.recorded) + len(result.alerts)
         self.refused.update(batch.refused)
         if refused_by_store > 0:
             self.refused["store_refused"] += refused_by_store
-        if batch.lost_events is not None:
-            self._coverage.note_lost(batch.lost_events)
+        if batch.shortfall is not None:
+            self._coverage.note_shortfall(batch.shortfall)
 
-    def _announce(self, recorded: Recorded, batch: Batch) -> None:
+    def _announce(self, recorded: Recorded, degradations: Sequence[Degradation]) -> None:
         alert, is_new = recorded
-        self._publish(to_alert_message(alert, batch.degradations_for(alert.rule_id)))
+        self._publish(to_alert_message(alert, degradations))
         if is_new:
             log.warning(
                 "%s alert: %s (%s)",
@@ -198,7 +216,8 @@ class Pipeline:
 def describe_loss(loss: Loss) -> str:
     """Returns the sentence about one range."""
     first, last, source = loss.first_sequence, loss.last_sequence, loss.source_id
-    return f"events {first} to {last} of {source} are missing: {loss.reason}"
+    state = "are lost" if loss.state is LossState.LOST else "did not arrive yet"
+    return f"events {first} to {last} of {source} {state}: {loss.reason}"
 
 
 def report(lines: Iterable[str]) -> None:

@@ -13,7 +13,12 @@ from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2
 from daemoneye_agent.event import EventRow, SqlValue, format_time
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
 
-__all__ = ["to_event_row", "to_process_row"]
+__all__ = ["NotAboutProcessError", "to_event_row", "to_process_row"]
+
+
+class NotAboutProcessError(InvalidRequestError):
+    """The message carries another event, or none."""
+
 
 KINDS: dict[int, str] = {
     event_data_pb2.PROCESS_EVENT_SUBTYPE_PROCESS_CREATED: "start",
@@ -83,11 +88,12 @@ def to_event_row(message: eventbus_pb2.EventBusMessage) -> EventRow:
     """Returns a row in the order of ``EVENT_INSERT_COLUMNS``.
 
     Raises:
-        InvalidRequestError: the message is no process event, or of a kind this build does not know.
+        NotAboutProcessError: the message is no process event.
+        InvalidRequestError: its process event is unusable, or of a kind this build does not know.
     """
     metadata = message.metadata
     if message.collection_event.WhichOneof("event_data") != "process_event":
-        raise InvalidRequestError("the message carries no process event", topic=metadata.topic)
+        raise NotAboutProcessError("the message carries no process event", topic=metadata.topic)
     event = message.collection_event.process_event
     if not event.process.pid or not event.process.boot_id:
         raise InvalidRequestError(

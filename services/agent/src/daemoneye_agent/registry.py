@@ -158,8 +158,7 @@ class CollectorRegistry:
         entry.heartbeat = beat
         entry.heartbeat_at_ns = self._wall_ns()
         entry.renew(self._clock())
-        reason = f"reported {beat.health}" + (f": {beat.detail}" if beat.detail else "")
-        self._move(entry, _STATE_OF_HEALTH[beat.health], reason)
+        self._move(entry, _state_of(beat), _describe_beat(beat))
         return entry.lease
 
     def deregister(
@@ -297,6 +296,20 @@ def _grant_grace(entry: _Entry, now_s: float) -> bool:
     entry.has_grace = True
     entry.renewed_s = now_s - entry.interval_s * (MISSED_LIMIT - 1)
     return True
+
+
+def _state_of(beat: Heartbeat) -> CollectorState:
+    state = _STATE_OF_HEALTH[beat.health]
+    # A collector that says it does not do its job is not well, whatever else it says.
+    is_well = state in {CollectorState.REGISTERED, CollectorState.SERVING}
+    return CollectorState.DEGRADED if beat.failure and is_well else state
+
+
+def _describe_beat(beat: Heartbeat) -> str:
+    said = f"reported {beat.health}"
+    if beat.failure:
+        said += f", {beat.failure}"
+    return f"{said}: {beat.detail}" if beat.detail else said
 
 
 def _describe_silence(entry: _Entry, now_s: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from daemoneye_agent.log_position import MAX_LOG_POSITIONS, LogPosition
 from daemoneye_mesh.errors import (
     ConflictError,
     ErrorReason,
@@ -33,6 +34,8 @@ _COLLECTOR_ID = re.compile(r"[a-z0-9_-]{1,64}")
 _MAX_NAMES = 256
 _MAX_METRICS = 64
 _MAX_EPOCH = 2**63 - 1
+_FAILURES = {4: "permanent error", 5: "fatal error"}
+"""By number of ``ipc.v1.CollectorStatus``."""
 
 
 class CollectorState(StrEnum):
@@ -109,6 +112,12 @@ class Heartbeat:
     detail: str = ""
     """Why it is not healthy."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    status: int = 0
+    """Number of ``ipc.v1.CollectorStatus``; 0 when the collector did not say."""
+    is_shedding: bool = False
+    config_version: int = 0
+    log_positions: tuple[LogPosition, ...] = ()
+    """How far its log goes, newest epoch first; empty when it keeps none."""
 
     def __post_init__(self) -> None:
         _check_range("sequence", self.sequence, 0, _MAX_EPOCH)
@@ -116,6 +125,13 @@ class Heartbeat:
         _check_range("number of metrics", len(self.metrics), 0, _MAX_METRICS)
         for name in self.metrics:
             _check_range("length of a metric's name", len(name), 1, MAX_TEXT_CHARS)
+        _check_range("config_version", self.config_version, 0, _MAX_EPOCH)
+        _check_range("number of log_positions", len(self.log_positions), 0, MAX_LOG_POSITIONS)
+
+    @property
+    def failure(self) -> str:
+        """What its own status says is wrong; empty while it does its job."""
+        return _FAILURES.get(self.status, "")
 
 
 @dataclass(frozen=True, slots=True)

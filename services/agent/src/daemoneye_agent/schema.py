@@ -1,7 +1,7 @@
 """The tables an operator and a rule may name: one source for store, validator, engine and documents.
 
 Invariant: a column that is not listed here is not queryable, and every listed column is filled by the
-event store (``process_events``, ``alerts``, ``event_losses``) or by a collector (``processes``).
+event store (all but ``processes``) or by a collector (``processes``).
 """
 
 from collections.abc import Mapping
@@ -81,6 +81,49 @@ _LOSS_COLUMNS = columns(
     ("last_sequence", "INTEGER", "last missing sequence"),
     ("reason", "TEXT", "why they are missing, as far as it is known"),
     ("recorded_ns", "INTEGER", "when the agent noticed, nanoseconds since the Unix epoch"),
+    ("state", "TEXT", "open while they may still be replayed, lost when nobody has them any more"),
+)
+
+_COLLECTOR_EVENT_COLUMNS = columns(
+    (
+        "event_id",
+        "INTEGER",
+        "row id, unique over all events of the store, rising in order of arrival",
+    ),
+    ("source_id", "TEXT", "collector that saw it"),
+    ("source_epoch", "INTEGER", "life of the collector's sequence"),
+    ("source_sequence", "INTEGER", "gapless number within the epoch"),
+    ("time_ns", "INTEGER", "when the collector saw it, nanoseconds since the Unix epoch"),
+    ("time", "TEXT", "the same in ISO 8601, UTC"),
+    ("topic", "TEXT", "topic it was published on"),
+    ("event_type", "TEXT", "network, filesystem, performance, trigger, or unknown with its number"),
+    (
+        "data",
+        "TEXT",
+        "the event as JSON, fields named as in the contract; 64-bit numbers are strings",
+    ),
+)
+
+_GAP_COLUMNS = columns(
+    (
+        "gap_id",
+        "INTEGER",
+        "row id, unique over all events of the store, rising in order of arrival",
+    ),
+    ("source_id", "TEXT", "collector that did not see everything"),
+    ("source_epoch", "INTEGER", "life of the collector's sequence"),
+    ("source_sequence", "INTEGER", "gapless number within the epoch"),
+    ("time_ns", "INTEGER", "when the collector said so, nanoseconds since the Unix epoch"),
+    ("reason", "TEXT", "killed, stopped, paused, source_failed, shed, suspended or unspecified"),
+    ("source_name", "TEXT", "source inside of the collector; empty when it is the whole collector"),
+    (
+        "started_ns",
+        "INTEGER",
+        "when it began, nanoseconds since the Unix epoch; NULL when not said",
+    ),
+    ("ended_ns", "INTEGER", "when it ended, nanoseconds since the Unix epoch; NULL when not said"),
+    ("event_count", "INTEGER", "events that were left out; NULL when nobody can know"),
+    ("message", "TEXT", "what happened, as one sentence"),
 )
 
 
@@ -96,6 +139,18 @@ TABLES: Mapping[str, Table] = _index(
         _EVENT_HEAD + PROCESS_COLUMNS + _EVENT_TAIL,
     ),
     Table("alerts", TableKind.STORED, "alerts raised by rules", _ALERT_COLUMNS),
-    Table("event_losses", TableKind.STORED, "ranges of events that never arrived", _LOSS_COLUMNS),
+    Table("event_losses", TableKind.STORED, "ranges of events that did not arrive", _LOSS_COLUMNS),
+    Table(
+        "collection_gaps",
+        TableKind.STORED,
+        "times in which a collector did not see everything",
+        _GAP_COLUMNS,
+    ),
+    Table(
+        "collector_events",
+        TableKind.STORED,
+        "events that are not about processes: network, filesystem, performance, triggers",
+        _COLLECTOR_EVENT_COLUMNS,
+    ),
     Table("processes", TableKind.LIVE, "the processes that run right now", PROCESS_COLUMNS),
 )

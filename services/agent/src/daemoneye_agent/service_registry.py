@@ -10,10 +10,11 @@ from google.protobuf import duration_pb2
 from daemoneye.agent.v1 import registry_service_pb2 as pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye.common.v1 import common_pb2
-from daemoneye.ipc.v1 import ipc_pb2
+from daemoneye.ipc.v1 import collector_health_pb2, event_log_pb2, ipc_pb2
 from daemoneye_agent.collectors import CollectorClients
 from daemoneye_agent.coverage import Coverage
 from daemoneye_agent.issuer import IdentityIssuer
+from daemoneye_agent.log_position import LogLoss, LogPosition
 from daemoneye_agent.registry import (
     MISSED_LIMIT,
     CollectorRegistry,
@@ -172,6 +173,10 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
             health=health,
             detail="; ".join(one.message for one in degradations)[:256],
             metrics=dict(request.metrics),
+            status=_status_of(request.status),
+            is_shedding=request.is_shedding,
+            config_version=request.config_version,
+            log_positions=tuple(map(_to_position, request.log_positions)),
         )
         self._registry.heartbeat(beat, caller().identity.id)
         self._coverage.report(request.collector_id, request.instance_epoch, degradations)
@@ -185,6 +190,24 @@ class RegistryServicer(registry_service_pb2_grpc.RegistryServiceServicer):
                 collector_id=collector_id,
                 caller_id=own,
             )
+
+
+def _status_of(number: int) -> int:
+    known = collector_health_pb2.CollectorStatus.values()
+    return number if number in known else collector_health_pb2.COLLECTOR_STATUS_UNSPECIFIED
+
+
+def _to_position(position: event_log_pb2.LogPosition) -> LogPosition:
+    return LogPosition(
+        position.source_epoch,
+        position.first_sequence,
+        position.last_sequence,
+        position.acknowledged_sequence,
+        tuple(
+            LogLoss(loss.first_sequence, loss.last_sequence, loss.reason)
+            for loss in position.losses
+        ),
+    )
 
 
 def _domain_name(number: int) -> str:

@@ -2,18 +2,23 @@
 
 Invariant: everything a call changes, it changes in one transaction, and it returns only after the
 commit; when it raises, nothing changed. Calls inside ``transaction`` are committed together at its
-end. Memory (progress, partitions, counters) mirrors what the connection sees. An ``EventStore`` is used from one thread; readers open connections of their own.
+end. Memory (progress, partitions, counters) mirrors what the connection sees. An ``EventStore`` is
+used from one thread; readers open connections of their own. Events that are lost for good, and gaps,
+raise an alert in the transaction that records them.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 
-from daemoneye_agent.alert import Alert, AlertDraft, Severity
+from daemoneye_agent.alert import Alert, AlertDraft, Recorded, Severity
+from daemoneye_agent.builtin_alert import draft_gap, draft_losses
+from daemoneye_agent.collector_event import sort_rows
 from daemoneye_agent.event import NS_PER_SECOND, EventRow
 from daemoneye_agent.ingest import (
     IngestResult,
@@ -23,15 +28,17 @@ from daemoneye_agent.ingest import (
     check_source,
     screen_rows,
 )
-from daemoneye_agent.loss import Loss, SourceProgress
+from daemoneye_agent.loss import EpochProgress, Shortfall
 from daemoneye_agent.migration import migrate
 from daemoneye_agent.partition import DroppedPartition, day_of
+from daemoneye_agent.progress import SourceProgress
 from daemoneye_agent.store_alerts import AlertTable, RuleSwitches
+from daemoneye_agent.store_collector_events import CollectorEventTables
 from daemoneye_agent.store_counters import Counter, CounterTable
 from daemoneye_agent.store_events import EventTables
 from daemoneye_agent.store_file import open_reader, open_writer, size_bytes_of, translate_errors
-from daemoneye_agent.store_limits import StoreLimits, StoreStats
-from daemoneye_agent.store_progress import ProgressTable
+from daemoneye_agent.store_limits import Settlement, StoreLimits, StoreStats
+from daemoneye_agent.store_progress import ProgressTable, SavedProgress
 from daemoneye_mesh.errors import InvalidRequestError
 
 __all__ = ["EventStore", "StoreLimits", "StoreStats", "open_reader"]
@@ -70,6 +77,7 @@ class EventStore:
         self._is_writing = False
         self._counters = CounterTable(connection)
         self._events = EventTables(connection, limits, self._counters)
+        self._others = CollectorEventTables(connection, limits, self._counters)
         self._progress = ProgressTable(
             connection, max_ranges=limits.max_loss_ranges, max_epochs=limits.max_source_epochs
         )
@@ -144,25 +152,71 @@ class EventStore:
         with self._writing():
             return self._ingest(screening)
 
-    def record_missing(
-        self, source_id: str, source_epoch: int, through: int, reason: str
-    ) -> tuple[Loss, ...]:
-        """Records as lost what a source says it sent up to ``through`` and nobody has seen.
+    def settle_lost(
+        self, source_id: str, source_epoch: int, first: int, last: int, reason: str
+    ) -> Settlement:
+        """Records as lost what is open of first..last, and what was never seen of it.
 
-        Gaps between events need no call: ``ingest`` notices them. This is for a loss at the end,
-        as told by a gap marker or a heartbeat. What arrives after all repairs the record. Returns
-        the ranges that are new; a reason is kept up to 512 characters.
+        Somebody who must know said that nobody has it any more. What arrives after all repairs the
+        record. A reason is kept up to 512 characters.
+
+        Raises:
+            InvalidRequestError: the range is none.
+            StoreFailedError: the disk refused; nothing changed.
         """
-        if not 1 <= through <= _MAX_SEQUENCE:
+        if not 1 <= first <= last <= _MAX_SEQUENCE:
             raise InvalidRequestError(
-                f"sequence {through} is out of range; use 1 to {_MAX_SEQUENCE}", through=through
+                f"sequences {first} to {last} are no range; use 1 to {_MAX_SEQUENCE}, in order",
+                first=first,
+                last=last,
             )
         now_ns = self._now_ns()
         with self._writing():
-            self._lookup(source_id, source_epoch).skip(
-                1, through, reason[:_MAX_REASON_CHARS], now_ns
+            progress = self._lookup(source_id, source_epoch)
+            progress.give_up(first, last, reason[:_MAX_REASON_CHARS], now_ns)
+            return self._settle(now_ns)
+
+    def settle_source(self, source_id: str, reason: str) -> Settlement:
+        """Records as lost all that is open of a source."""
+        with self._writing():
+            self._progress.give_up_open(source_id, reason[:_MAX_REASON_CHARS])
+            return self._settle(self._now_ns())
+
+    def expect_replay(self, source_id: str, is_expected: bool) -> Settlement:
+        """Remembers whether a source can send again what is missing.
+
+        From a source that can, what is missing is open; from one that cannot, it is lost at once.
+        """
+        check_source(source_id, 0)
+        with self._writing():
+            self._progress.expect_replay(source_id, is_expected)
+            return self._settle(self._now_ns())
+
+    def reopen(self, source_id: str, epochs: Iterable[int]) -> tuple[EpochProgress, ...]:
+        """Opens what was given up of these epochs only because nobody could be asked.
+
+        Returns:
+            How far every epoch of the source is.
+        """
+        with self._writing():
+            self._progress.reopen(source_id, epochs)
+            self._settle(self._now_ns())
+            return self._progress.describe(source_id)
+
+    @property
+    def replay_sources(self) -> frozenset[str]:
+        """Sources that are expected to send again what is missing."""
+        return self._progress.replay_sources
+
+    def shortfall(self) -> Shortfall:
+        """What is known to be missing; costs a look at every range."""
+        with translate_errors(str(self.path)):
+            _, missing = self._progress.count_losses()
+            return replace(
+                missing,
+                gap_count=self._others.gap_count,
+                last_gap=self._others.describe_last_gap(),
             )
-            return self._save_progress(now_ns)
 
     def contiguous(self, source_id: str, source_epoch: int) -> int:
         """The highest sequence up to which every event is stored; 0 when there is none."""
@@ -181,17 +235,19 @@ class EventStore:
             self._events.give_back_pages()
         return dropped
 
-    def record_alert(self, draft: AlertDraft) -> tuple[Alert, bool]:
+    def drop_aged(self) -> int:
+        """Drops some of the gaps and other events that are too old; repeat it until it says 0."""
+        with self._writing():
+            return self._others.drop_aged(self._now_ns())
+
+    def record_alert(self, draft: AlertDraft) -> Recorded:
         """Keeps an alert, or counts it with an equal one; see ``record_alerts``."""
         return self.record_alerts((draft,))[0]
 
-    def record_alerts(self, drafts: Sequence[AlertDraft]) -> tuple[tuple[Alert, bool], ...]:
+    def record_alerts(self, drafts: Sequence[AlertDraft]) -> tuple[Recorded, ...]:
         """Keeps alerts in one transaction; each comes back with whether it is new."""
         with self._writing():
-            recorded = tuple(self._alerts.record(draft) for draft in drafts)
-            if any(is_new for _, is_new in recorded):
-                self._counters.add(Counter.ALERTS_REMOVED, self._alerts.trim())
-            return recorded
+            return self._record(drafts)
 
     def list_alerts(
         self,
@@ -222,45 +278,74 @@ class EventStore:
     def stats(self) -> StoreStats:
         """A picture of the store; costs a count over losses and alerts, not over events."""
         with translate_errors(str(self.path)):
-            ranges, lost = self._progress.count_losses()
+            ranges, missing = self._progress.count_losses()
             partitions = tuple(self._events.catalog)
             filled = [item for item in partitions if item.row_count]
             return StoreStats(
                 partitions=partitions,
-                event_count=sum(item.row_count for item in partitions),
+                event_count=sum(item.row_count for item in partitions)
+                + self._others.event_count
+                + self._others.gap_count,
                 oldest_time_ns=min((item.oldest_time_ns or 0 for item in filled), default=None),
                 newest_time_ns=max((item.newest_time_ns or 0 for item in filled), default=None),
                 used_bytes=self._events.used_bytes(),
                 file_bytes=size_bytes_of(self.path),
                 alert_count=self._alerts.count(),
                 loss_ranges=ranges,
-                lost_events=lost,
+                lost_events=missing.missing_events,
                 counters=self._counters.snapshot(),
             )
 
     def _ingest(self, screening: Screening) -> IngestResult:
         now_ns = self._now_ns()
         admission = admit_rows(
-            screening.rows,
-            self._lookup,
-            self._events.catalog.holds,
-            now_ns,
-            screening.refused_indices,
+            screening.rows, self._lookup, self._holds, now_ns, screening.refused_indices
         )
-        accepted, dropped = self._events.insert(admission.accepted, now_ns)
+        rows = sort_rows(admission.accepted, self._counters[Counter.LAST_EVENT_ID] + 1)
+        self._counters.add(Counter.LAST_EVENT_ID, len(admission.accepted))
+        accepted, dropped = self._events.insert(rows.process_events, now_ns)
+        other_count, gaps = 0, []
+        if rows.collector_events:
+            other_count = len(self._others.insert_events(rows.collector_events))
+        if rows.gaps:
+            gaps = self._others.insert_gaps(rows.gaps)
+        saved = self._save_progress(now_ns)
+        stored = len(accepted) + other_count + len(gaps)
+        drafts = draft_losses(saved.lost, now_ns) + [draft_gap(*gap) for gap in gaps]
         result = IngestResult(
             accepted=accepted,
-            duplicates=admission.duplicates + len(admission.accepted) - len(accepted),
+            other_count=other_count,
+            gaps=tuple(gap for _, gap in gaps),
+            duplicates=admission.duplicates + len(admission.accepted) - stored,
             refused=admission.refused + screening.keyless,
-            losses=self._save_progress(now_ns),
+            losses=tuple(saved.losses),
             repaired=admission.repaired,
             dropped=dropped,
+            alerts=self._record(drafts),
+            progress=tuple(saved.progress),
         )
         self._count(result)
         return result
 
+    def _settle(self, now_ns: int) -> Settlement:
+        saved = self._save_progress(now_ns)
+        lost = tuple(saved.lost)
+        self._counters.add(Counter.EVENTS_SETTLED, sum(loss.event_count for loss in lost))
+        return Settlement(lost, self._record(draft_losses(lost, now_ns)), tuple(saved.progress))
+
+    def _record(self, drafts: Sequence[AlertDraft]) -> tuple[Recorded, ...]:
+        recorded = tuple(self._alerts.record(draft) for draft in drafts)
+        if any(is_new for _, is_new in recorded):
+            self._counters.add(Counter.ALERTS_REMOVED, self._alerts.trim())
+        return recorded
+
+    def _holds(self, source_id: str, source_epoch: int, sequence: int) -> bool:
+        return self._others.holds(source_id, source_epoch, sequence) or self._events.catalog.holds(
+            source_id, source_epoch, sequence
+        )
+
     def _count(self, result: IngestResult) -> None:
-        self._counters.add(Counter.EVENTS_STORED, len(result.accepted))
+        self._counters.add(Counter.EVENTS_STORED, result.stored)
         self._counters.add(Counter.DUPLICATES, result.duplicates)
         self._counters.add(Counter.REFUSED, result.refused)
         self._counters.add(Counter.REPAIRED, result.repaired)
@@ -269,11 +354,11 @@ class EventStore:
         check_source(source_id, source_epoch)
         return self._progress.lookup(source_id, source_epoch)
 
-    def _save_progress(self, now_ns: int) -> tuple[Loss, ...]:
+    def _save_progress(self, now_ns: int) -> SavedProgress:
         saved = self._progress.save(now_ns)
         self._counters.add(Counter.RANGES_MERGED, saved.merged_ranges)
         self._counters.add(Counter.EPOCHS_FORGOTTEN, saved.forgotten_epochs)
-        return saved.losses
+        return saved
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -25,6 +25,15 @@ class Counter(StrEnum):
     EVENTS_DROPPED = "events_dropped"
     PARTITIONS_DROPPED = "partitions_dropped"
     ALERTS_REMOVED = "alerts_removed"
+    EVENTS_SETTLED = "events_settled"
+    COLLECTOR_EVENTS_STORED = "collector_events_stored"
+    COLLECTOR_EVENTS_DROPPED = "collector_events_dropped"
+    COLLECTOR_EVENT_BYTES_STORED = "collector_event_bytes_stored"
+    COLLECTOR_EVENT_BYTES_DROPPED = "collector_event_bytes_dropped"
+    GAPS_STORED = "gaps_stored"
+    GAPS_DROPPED = "gaps_dropped"
+    GAP_BYTES_STORED = "gap_bytes_stored"
+    GAP_BYTES_DROPPED = "gap_bytes_dropped"
 
 
 class CounterTable:

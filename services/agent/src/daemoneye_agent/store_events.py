@@ -6,7 +6,6 @@ lack of room. Times out of range do not make partitions: an event goes at most o
 future and no further back than what is kept.
 """
 
-from collections.abc import Sequence
 from operator import itemgetter
 
 import apsw
@@ -46,17 +45,14 @@ class EventTables:
         self.catalog = PartitionCatalog(connection)
 
     def insert(
-        self, rows: Sequence[EventRow], now_ns: int
+        self, rows: list[EventRow], now_ns: int
     ) -> tuple[list[EventRow], tuple[DroppedPartition, ...]]:
-        """Stores rows without an id; returns them with theirs, and what had to make room.
+        """Stores rows with their ids; returns what was new, and what had to make room.
 
         A row that is there already is left out of the answer: the unique index is the second line
         of defence behind the progress of the sources.
         """
-        first_id = self._counters[Counter.LAST_EVENT_ID] + 1
-        numbered: list[EventRow] = [(number, *row) for number, row in enumerate(rows, first_id)]
-        self._counters.add(Counter.LAST_EVENT_ID, len(numbered))
-        groups = self._group_by_day(numbered, day_of(now_ns))
+        groups = self._group_by_day(rows, day_of(now_ns))
         stored: list[EventRow] = []
         is_full = False
         for day, group in groups.items():

@@ -1,4 +1,4 @@
-"""The bounds of the event store, and the picture it gives of itself.
+"""The bounds of the event store, and what it says of itself and of its changes.
 
 Invariant: a ``StoreLimits`` that exists is in range, and the store obeys it.
 """
@@ -6,10 +6,12 @@ Invariant: a ``StoreLimits`` that exists is in range, and the store obeys it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from daemoneye_agent.alert import Recorded
+from daemoneye_agent.loss import EpochProgress, Loss
 from daemoneye_agent.partition import Partition
 from daemoneye_mesh.errors import InvalidConfigError
 
-__all__ = ["StoreLimits", "StoreStats"]
+__all__ = ["Settlement", "StoreLimits", "StoreStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,10 @@ class StoreLimits:
     """Losses kept for each source."""
     max_source_epochs: int = 1_000
     """Epochs remembered for each source; at most as many as ``max_loss_ranges``."""
+    max_collector_events: int = 1_000_000
+    """Events that are not about processes; they take a quarter of ``max_store_bytes`` at most."""
+    max_gaps: int = 100_000
+    """Gaps in collection; they take an eighth of ``max_store_bytes`` at most."""
 
     def __post_init__(self) -> None:
         # SQLite allows 500 parts in the UNION ALL of the view; days and parts must fit in.
@@ -39,6 +45,20 @@ class StoreLimits:
         _check_range("alert_window_s", self.alert_window_s, 0, 365 * 86_400)
         _check_range("max_loss_ranges", self.max_loss_ranges, 1, 1_000_000)
         _check_range("max_source_epochs", self.max_source_epochs, 1, self.max_loss_ranges)
+        _check_range("max_collector_events", self.max_collector_events, 1, 100_000_000)
+        _check_range("max_gaps", self.max_gaps, 1, 10_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What settling changed."""
+
+    lost: tuple[Loss, ...] = ()
+    """Ranges that are lost now and were not before."""
+    alerts: tuple[Recorded, ...] = ()
+    """What was raised because of that."""
+    progress: tuple[EpochProgress, ...] = ()
+    """How far every epoch is that was touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,7 @@ class StoreStats:
     partitions: tuple[Partition, ...]
     """Oldest first."""
     event_count: int
+    """Events of every kind, gaps included."""
     oldest_time_ns: int | None
     newest_time_ns: int | None
     used_bytes: int
@@ -55,7 +76,7 @@ class StoreStats:
     alert_count: int
     loss_ranges: int
     lost_events: int
-    """Events inside the ranges; an upper bound once ranges were merged."""
+    """Events inside the ranges, open ones included; an upper bound once ranges were merged."""
     counters: Mapping[str, int]
     """See ``store_counters.Counter``; each rises only."""
 
