@@ -38,6 +38,11 @@ from daemoneye.eventbus.v1 import (
     eventbus_service_pb2,
     eventbus_service_pb2_grpc,
 )
+from daemoneye.ipc.v1 import (
+    collector_config_pb2,
+    collector_control_service_pb2,
+    collector_health_pb2,
+)
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor, caller
 from daemoneye_mesh.bus_feature import BusFeature
@@ -169,26 +174,101 @@ class FakeRules(rule_service_pb2_grpc.RuleServiceServicer):
 
 
 class FakeAdmin(collector_admin_service_pb2_grpc.CollectorAdminServiceServicer):
+    """One collector, procmond, that obeys; ``failures`` are raised first, one a call."""
+
     def __init__(self):
         self.paused = []
-
-    async def ListCollectors(self, request, context):
-        collector = collector_admin_service_pb2.CollectorInfo(
+        self.requests = []
+        self.failures = []
+        self.collector = collector_admin_service_pb2.CollectorInfo(
             collector_id="procmond",
             state=collector_admin_service_pb2.COLLECTOR_STATE_DEGRADED,
             pid=7,
             domains=["process"],
             completeness=to_completeness([POLLING]),
         )
-        return collector_admin_service_pb2.ListCollectorsResponse(collectors=[collector])
+        self.health = collector_health_pb2.CheckHealthResponse(
+            status=collector_health_pb2.COLLECTOR_STATUS_OK, completeness=to_completeness(())
+        )
+        self.former = []
+        """The health of the first answers, before ``health``."""
+        self.stats = collector_control_service_pb2.GetCollectorStatsResponse()
+        self.config = collector_config_pb2.GetConfigResponse()
+        field = self.config.fields.add
+        live, default = collector_config_pb2.CONFIG_ORIGIN_LIVE, 1
+        field(name="scan_interval_s", value="2", origin=live, origin_detail="agent", is_live=True)
+        field(name="proc_dir", value="/proc", origin=default, help="where procfs is mounted")
+        field(name="token_file", origin=default)
+
+    async def ListCollectors(self, request, context):
+        return collector_admin_service_pb2.ListCollectorsResponse(collectors=[self.collector])
 
     async def PauseCollector(self, request, context):
+        self._take(request)
         self.paused.append(request.collector_id)
         return collector_admin_service_pb2.PauseCollectorResponse()
 
     async def ResumeCollector(self, request, context):
+        self._take(request)
         self.paused.remove(request.collector_id)
         return collector_admin_service_pb2.ResumeCollectorResponse()
+
+    async def StartCollector(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.StartCollectorResponse()
+
+    async def StopCollector(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.StopCollectorResponse()
+
+    async def RestartCollector(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.RestartCollectorResponse()
+
+    async def CheckCollector(self, request, context):
+        self._take(request)
+        health = self.former.pop(0) if self.former else self.health
+        return collector_admin_service_pb2.CheckCollectorResponse(health=health)
+
+    async def GetCollectorCounters(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.GetCollectorCountersResponse(stats=self.stats)
+
+    async def EndCollector(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.EndCollectorResponse()
+
+    async def GetCollectorConfig(self, request, context):
+        self._take(request)
+        return collector_admin_service_pb2.GetCollectorConfigResponse(config=self.config)
+
+    async def ConfigureCollector(self, request, context):
+        self._take(request)
+        update, values = request.update, {one.name: one.value for one in self.config.fields}
+        wanted = {**dict(update.changes), **dict.fromkeys(update.reset_fields, "0.5")}
+        changes = [
+            collector_config_pb2.ConfigChange(name=name, before=values[name], after=wanted[name])
+            for name in sorted(wanted)
+            if values[name] != wanted[name]
+        ]
+        if changes and not update.validate_only:
+            self.config.version += 1
+            for one in self.config.fields:
+                one.value = wanted.get(one.name, one.value)
+        done = collector_config_pb2.UpdateConfigResponse(
+            version=self.config.version, changes=changes
+        )
+        return collector_admin_service_pb2.ConfigureCollectorResponse(update=done)
+
+    def _take(self, request):
+        self.requests.append(request)
+        if self.failures:
+            raise self.failures.pop(0)
+        if request.collector_id != "procmond":
+            raise NotFoundError(
+                f"there is no collector {request.collector_id!r}; 'daemoneye collectors' lists them",
+                collector_id=request.collector_id,
+            )
 
 
 class FakeStatus(status_service_pb2_grpc.StatusServiceServicer):
