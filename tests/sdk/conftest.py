@@ -10,7 +10,8 @@ import grpc.aio
 import pytest
 
 from collector_core.event import Event
-from collector_core.source import EventSource, SourceCaps
+from collector_core.capability import SourceCaps
+from collector_core.source import EventSource
 from daemoneye.agent.v1 import registry_service_pb2 as registry_pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye.common.v1 import common_pb2
@@ -21,7 +22,6 @@ from daemoneye.eventbus.v1 import (
     eventbus_service_pb2_grpc,
     subscription_control_pb2,
 )
-from daemoneye.ipc.v1 import ipc_pb2
 from daemoneye_mesh.authentication import caller
 from daemoneye_mesh.bus_feature import BusFeature
 from daemoneye_mesh.channel import open_channel
@@ -282,13 +282,13 @@ class ListSource(EventSource):
 
     def __init__(self, name: str = "list", pids: tuple[int, ...] = ()) -> None:
         self.name = name
-        self.caps = SourceCaps(domain=ipc_pb2.MONITORING_DOMAIN_PROCESS, realtime=True)
+        self.caps = SourceCaps.PROCESS | SourceCaps.REALTIME
         self.pids = pids
         self.calls: list[str] = []
         self.prepared = asyncio.Event()
         self.prepared.set()
 
-    async def prepare(self) -> None:
+    async def prepare(self, context: Any) -> None:
         await self.prepared.wait()
         self.calls.append("prepare")
 

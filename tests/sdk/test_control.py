@@ -349,6 +349,11 @@ async def test_update_is_in_the_name_of_its_caller(stub, config):
     assert (change.name, change.before, change.after) == ("health_interval_s", "10.0", "11.0")
 
 
+async def test_update_that_the_agent_passes_on_is_in_the_name_of_who_asked_it(stub, config):
+    await update(stub, {"health_interval_s": "11"}, on_behalf_of="operator/eve\n")
+    assert config.applied_by == "operator/eve"
+
+
 async def test_update_resets_fields(stub, config):
     await update(stub, {"health_interval_s": "11"})
     answer = await update(stub, reset_fields=["health_interval_s"], expected_version=1)

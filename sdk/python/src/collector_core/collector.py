@@ -1,255 +1,197 @@
-"""The running collector: sources, outbox, publisher, registration and service in one task group.
+"""A collector made of sources: opens what outlives a run, runs, closes it.
 
-Order of a life: serve (NOT_SERVING), prepare the sources, SERVING, watch; on a stop: health, sources,
-outbox flushed within a budget, lease given back, socket gone.
+Order: settings with what was changed while it ran, log (a second instance stops here), server, then a
+``RunningCollector``; what the life before could not see is told first.
 """
 
 import asyncio
 import logging
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
 
-import grpc.aio
-
-from collector_core.bus import BusPublisher, Outbox
+from collector_core.clock import Clock, SystemClock
 from collector_core.control import CollectorControlServicer
-from collector_core.event import Event, Sequencer
-from collector_core.monitor import Monitor
-from collector_core.registration import CollectorDescription, Registration
-from collector_core.service import CollectorServicer
+from collector_core.delivery.committer import in_thread
+from collector_core.gap import Gap, GapReason, LifeMark
+from collector_core.hashing import AllowedRoots, FileHasher, HashSettings
+from collector_core.live_config import LiveConfig
+from collector_core.monitor import check_sources
+from collector_core.reconfiguration import trigger_limits_of, wal_limits_of
+from collector_core.running_collector import CollectorParts, RunningCollector
 from collector_core.settings import CollectorSettings
 from collector_core.source import EventSource
-from collector_core.tokens import TokenKeeper
-from daemoneye.agent.v1 import registry_service_pb2_grpc
-from daemoneye.ipc.v1 import (
-    collector_control_service_pb2 as control_pb,
-)
-from daemoneye.ipc.v1 import (
-    collector_control_service_pb2_grpc,
-    collector_service_pb2_grpc,
-    ipc_pb2,
-)
+from collector_core.trigger import TriggerEngine, TriggerSpec, load_triggers
+from collector_core.wal import EventLog
+from daemoneye.ipc.v1 import collector_control_service_pb2_grpc, collector_service_pb2_grpc
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
-from daemoneye_mesh.channel import open_channel
+from daemoneye_mesh.configuration import DEFAULT_ORIGIN, Loaded
+from daemoneye_mesh.directories import prepare_directory
 from daemoneye_mesh.error_interceptor import unwrap
 from daemoneye_mesh.errors import DaemoneyeError
-from daemoneye_mesh.identity import Principal
 from daemoneye_mesh.lifecycle import StopRequest
 from daemoneye_mesh.server import MeshServer
-from daemoneye_mesh.token import FileTokenSource, TokenVerifier
+from daemoneye_mesh.setting import describe_settings
+from daemoneye_mesh.token import TokenVerifier
 
 __all__ = ["Collector"]
 
-FLUSH_BUDGET_S = 3.0
-"""How long a stopping collector waits for its sources, and for the broker to take what is queued."""
-
-MAX_KNOWN_TOPICS = 256
-"""Topics remembered as allowed; the rest is looked up each time."""
+BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 log = logging.getLogger("daemoneye.collector")
 
 
 class Collector:
-    """A collector made of sources. Make it inside the running loop.
+    """A collector made of sources.
 
     Args:
         collector_id: ``[a-z0-9_-]{1,64}``, the id of its identity.
         sources: what it watches.
-        settings: its settings.
+        settings: its settings; as loaded, they know where each value came from.
         version: its version, for operators.
+        clock: where time comes from.
+
+    Raises:
+        InvalidConfigError: the sources cannot run together, or the id is malformed.
     """
 
     def __init__(
         self,
         collector_id: str,
         sources: Sequence[EventSource],
-        settings: CollectorSettings,
+        settings: CollectorSettings | Loaded[CollectorSettings],
         version: str = "0",
+        clock: Clock | None = None,
     ) -> None:
-        self._layout = settings.layout
+        check_sources(sources)
+        self._loaded = settings if isinstance(settings, Loaded) else _as_loaded(settings)
+        self._layout = self._loaded.value.layout
         self._identity = self._layout.collector(collector_id)
         self._sources = sources
-        self._settings = settings
         self._version = version
-        self._started_s = time.monotonic()
-        self._sequencer = Sequencer(collector_id, epoch=time.time_ns())
-        self._turn = asyncio.Lock()
-        self._outbox = Outbox(settings.outbox_messages, settings.outbox_bytes)
-        self._access = AccessTable.load()
-        self._principal = Principal(self._identity, _domain_names(sources))
-        self._known_topics: set[str] = set()
-        self._monitor = Monitor(sources, self.emit)
-        self._service = CollectorServicer(
-            collector_id, version, sources, self._monitor.degradations
-        )
-        self._stop: StopRequest | None = None
-
-    @property
-    def state(self) -> control_pb.MonitoringState.ValueType:
-        """What the collector does."""
-        return self._monitor.state
-
-    async def emit(self, event: Event) -> None:
-        """Numbers an event and queues it; waits while the outbox is full.
-
-        Raises:
-            InvalidTopicError: the topic breaks the grammar.
-            PermissionDeniedError: the topic is outside the domains of this collector's sources.
-            MessageTooLargeError: the event is larger than the broker takes.
-        """
-        self._check_topic(event.topic)
-        # Numbers go into the outbox in their order, and a source that is cancelled while it waits
-        # leaves no gap behind.
-        async with self._turn:
-            await self._outbox.put(self._sequencer.encode(event))
-            self._sequencer.advance()
-
-    def _check_topic(self, topic: str) -> None:
-        # The broker would refuse the whole batch, and with it the events of other sources.
-        if topic in self._known_topics:
-            return
-        self._access.require_publish(self._principal, topic)
-        if len(self._known_topics) < MAX_KNOWN_TOPICS:
-            self._known_topics.add(topic)
-
-    async def pause(self) -> None:
-        """Stops watching; returns when no source watches any more."""
-        await self._monitor.pause()
-
-    async def resume(self) -> None:
-        """Watches again."""
-        await self._monitor.resume()
-
-    def shut_down(self, reason: str) -> None:
-        """Asks for a drain."""
-        if self._stop is not None:
-            self._stop.request(reason)
-
-    def stats(self) -> control_pb.GetCollectorStatsResponse:
-        """The counters."""
-        stats = control_pb.GetCollectorStatsResponse(
-            state=self.state,
-            source_epoch=self._sequencer.epoch,
-            source_sequence=self._sequencer.sequence,
-            emitted_count=self._outbox.accepted_count,
-            published_count=self._outbox.published_count,
-            dropped_count=dict(self._outbox.refused_count),
-            pending_count=self._outbox.pending_count,
-            pending_bytes=self._outbox.pending_bytes,
-            task_count=dict(self._service.task_count),
-        )
-        stats.uptime.FromNanoseconds(int((time.monotonic() - self._started_s) * 1e9))
-        return stats
+        self._clock = clock or SystemClock()
+        self.running: RunningCollector | None = None
+        """Its life, or the last one; None before the first."""
 
     async def run(self, stop: StopRequest) -> None:
         """Runs until ``stop`` is set and everything is drained.
 
         Raises:
-            DaemoneyeError: it cannot serve, a source cannot be prepared, or a newer instance of this
-                collector has taken over.
+            DaemoneyeError: it cannot serve, its log cannot be used, no source can ever work, or a newer
+                instance of this collector has taken over.
         """
-        self._stop = stop
-        server = self._build_server()
-        token_file = self._settings.token_file or self._layout.token_file(self._identity)
-        agent = open_channel(self._layout.agent_socket, FileTokenSource(token_file).token)
         try:
-            await server.start()
-            await self._run_clients(server, agent, stop)
+            async with self._open() as running:
+                server = self._build_server(running)
+                self.running = running
+                try:
+                    await server.start()
+                    await running.run(server, stop)
+                finally:
+                    await server.drain(0)
         except BaseExceptionGroup as failed:
             cause = unwrap(failed)
             if isinstance(cause, DaemoneyeError):
                 raise cause from None
             raise
-        finally:
-            await server.drain(0)
-            await agent.close()
 
-    async def _run_clients(
-        self, server: MeshServer, agent: grpc.aio.Channel, stop: StopRequest
-    ) -> None:
-        registry: registry_service_pb2_grpc.RegistryServiceAsyncStub
-        registry = registry_service_pb2_grpc.RegistryServiceStub(agent)
-        registration = Registration(
-            registry, self._describe(), self._monitor.degradations, self._metrics
-        )
-        tokens = TokenKeeper(registry, (self._layout.broker,))
-        bus = open_channel(self._layout.eventbus_socket, tokens.source(self._layout.broker))
-        publisher = BusPublisher(bus, self._outbox)
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(tokens.run(), name="tokens"),
-                    group.create_task(publisher.run(), name="publisher"),
-                    group.create_task(self._monitor.run(), name="monitor"),
-                    group.create_task(self._announce(server), name="readiness"),
-                    group.create_task(registration.run(), name="registration"),
-                ]
-                await stop.wait()
-                await self._drain(server, registration, stop.reason)
-                for task in tasks:
-                    task.cancel()
-        finally:
-            await bus.close()
-
-    async def _announce(self, server: MeshServer) -> None:
-        await self._monitor.ready.wait()
-        await server.set_serving(True)
-        log.info("%s is ready", self._identity.name)
-
-    async def _drain(self, server: MeshServer, registration: Registration, reason: str) -> None:
-        await server.health.drain()
-        try:
-            async with asyncio.timeout(FLUSH_BUDGET_S):
-                await self._monitor.stop()
-                await self._outbox.wait_empty()
-        except TimeoutError:
-            log.warning(
-                "%d events could not be published before the end", self._outbox.pending_count
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[RunningCollector]:
+        directory = self._loaded.value.state_path(self._identity.id)
+        await in_thread(lambda: prepare_directory(directory, 0o700))
+        config = LiveConfig(self._loaded, directory / "config.json")
+        await in_thread(config.load)
+        settings = config.current
+        if settings.log_level != self._loaded.value.log_level:  # it was changed in an earlier life
+            logging.getLogger().setLevel(settings.log_level.upper())
+        triggers = await in_thread(lambda: _triggers_of(settings.trigger_file))
+        mark = LifeMark(directory / "alive", self._clock.wall_ns)
+        event_log = await in_thread(
+            lambda: EventLog.open(
+                directory / "wal",
+                wal_limits_of(settings),
+                sync=settings.wal_sync,
+                boot_id=read_boot_id(),
+                now_ns=self._clock.wall_ns,
             )
-        await registration.deregister(reason)
-        await server.drain()
-
-    def _build_server(self) -> MeshServer:
-        verifier = TokenVerifier(
-            self._layout.trust_bundle, self._identity.spiffe_id, self._layout.trust_domain
         )
-        path = self._layout.collector_socket(self._identity.id)
-        server = MeshServer(path, AuthInterceptor(verifier, self._access))
+        is_clean = False
+        try:
+            async with _open_hasher(settings) as hasher:
+                engine = TriggerEngine(
+                    triggers, trigger_limits_of(settings), self._clock.monotonic_s
+                )
+                parts = CollectorParts(event_log, hasher, engine, mark)
+                running = RunningCollector(
+                    self._identity, self._sources, config, parts, self._version, self._clock
+                )
+                if gap := self._gap_before(event_log, mark):
+                    running.gaps.tell_until_now(gap)
+                yield running
+                is_clean = True
+        finally:
+            await in_thread(lambda: event_log.close(clean=is_clean))
+
+    def _gap_before(self, event_log: EventLog, mark: LifeMark) -> Gap | None:
+        """What the life before could not see, from its end to now."""
+        recovery = event_log.recovery
+        known = [one for one in (recovery.last_written_ns, mark.read_ns()) if one is not None]
+        if recovery.is_new or not known:
+            return None
+        started_ns = min(max(known), self._clock.wall_ns())
+        name = self._identity.id
+        if recovery.was_clean:
+            return Gap(GapReason.STOPPED, started_ns, started_ns, f"{name} was stopped")
+        return Gap(GapReason.KILLED, started_ns, started_ns, f"{name} was killed")
+
+    def _build_server(self, running: RunningCollector) -> MeshServer:
+        layout = self._layout
+        verifier = TokenVerifier(layout.trust_bundle, self._identity.spiffe_id, layout.trust_domain)
+        server = MeshServer(
+            layout.collector_socket(self._identity.id),
+            AuthInterceptor(verifier, AccessTable.load()),
+        )
         server.add(
             collector_service_pb2_grpc.add_CollectorServiceServicer_to_server,
-            self._service,
+            running.service,
             "daemoneye.ipc.v1.CollectorService",
         )
         server.add(
             collector_control_service_pb2_grpc.add_CollectorControlServiceServicer_to_server,
-            CollectorControlServicer(self),
+            CollectorControlServicer(running),
             "daemoneye.ipc.v1.CollectorControlService",
         )
         return server
 
-    def _describe(self) -> CollectorDescription:
-        return CollectorDescription(
-            collector_id=self._identity.id,
-            instance_epoch=self._sequencer.epoch,
-            version=self._version,
-            socket_path=self._layout.collector_socket(self._identity.id),
-            domains=sorted({source.caps.domain for source in self._sources}),
-            task_types=sorted(self._service.task_types),
-            pid=os.getpid(),
-            heartbeat_interval_s=self._settings.heartbeat_interval_s,
-        )
 
-    def _metrics(self) -> Mapping[str, float]:
-        return {
-            "events_emitted": self._outbox.accepted_count,
-            "events_published": self._outbox.published_count,
-            "events_refused": self._outbox.refused_count.total(),
-            "events_pending": self._outbox.pending_count,
-        }
+@asynccontextmanager
+async def _open_hasher(settings: CollectorSettings) -> AsyncIterator[FileHasher]:
+    bounds = HashSettings(
+        max_file_bytes=settings.hash_max_file_bytes,
+        timeout_s=settings.hash_timeout_s,
+        bytes_per_s=settings.hash_bytes_per_s,
+        cache_entries=settings.hash_cache_entries,
+        wants_fuzzy=settings.hash_fuzzy,
+    )
+    # Opened now, before a source may drop the privileges of the process.
+    roots = await asyncio.to_thread(AllowedRoots.open, settings.hash_roots)
+    with roots:
+        async with FileHasher(bounds, roots) as hasher:
+            yield hasher
 
 
-def _domain_names(sources: Sequence[EventSource]) -> frozenset[str]:
-    names = (ipc_pb2.MonitoringDomain.Name(source.caps.domain) for source in sources)
-    return frozenset(name.removeprefix("MONITORING_DOMAIN_").lower() for name in names)
+def _triggers_of(path: Path | None) -> Sequence[TriggerSpec]:
+    return load_triggers(path) if path else ()
+
+
+def read_boot_id() -> str:
+    """Returns the id of this boot of the host (random(4))."""
+    return BOOT_ID_PATH.read_text("ascii").strip()
+
+
+def _as_loaded(settings: CollectorSettings) -> Loaded[CollectorSettings]:
+    described = describe_settings(type(settings))
+    origin = MappingProxyType({one.name: DEFAULT_ORIGIN for one in described})
+    return Loaded(settings, origin, described)

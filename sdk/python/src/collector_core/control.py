@@ -20,6 +20,7 @@ from daemoneye.ipc.v1 import collector_control_service_pb2_grpc
 from daemoneye.ipc.v1 import collector_health_pb2 as health_pb
 from daemoneye_mesh.authentication import caller
 from daemoneye_mesh.errors import InvalidRequestError, PreconditionError
+from daemoneye_mesh.identity import IdentityKind
 
 __all__ = ["CEILING_S", "CollectorControlServicer", "Controlled"]
 
@@ -162,7 +163,7 @@ class CollectorControlServicer(collector_control_service_pb2_grpc.CollectorContr
         self, request: config_pb.UpdateConfigRequest, context: Any
     ) -> config_pb.UpdateConfigResponse:
         """Changes some fields, or checks a change."""
-        operation, by = "UpdateConfig", caller().identity.name
+        operation, by = "UpdateConfig", author_of(request)
         check_field_counts(request)
 
         async def update() -> config_pb.UpdateConfigResponse:
@@ -296,6 +297,14 @@ def timeout_of(timeout: Duration) -> float:
             maximum_s=MAX_SHUTDOWN_TIMEOUT_S,
         )
     return timeout_s
+
+
+def author_of(request: config_pb.UpdateConfigRequest) -> str:
+    """Returns who wants an update: whom the agent asks for, else the caller itself."""
+    identity = caller().identity
+    if identity.kind is not IdentityKind.AGENT or not request.on_behalf_of:
+        return identity.name
+    return "".join(one for one in request.on_behalf_of if one.isprintable())[:MAX_REASON_CHARS]
 
 
 def reason_of(text: str) -> str:

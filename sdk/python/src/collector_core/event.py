@@ -1,15 +1,17 @@
 """Events and records as a collector's author makes them, and as they go over the wire."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from collector_core.bus.envelope import EnvelopeKey, OutboxMessage
 from collector_core.bus.errors import MessageTooLargeError
 from daemoneye.common.v1 import common_pb2
-from daemoneye.eventbus.v1 import event_data_pb2, eventbus_pb2
+from daemoneye.eventbus.v1 import collection_gap_pb2, event_data_pb2, eventbus_pb2
 from daemoneye_mesh.limits import MAX_MESSAGE_BYTES
 
-__all__ = ["Event", "EventData", "Record", "Sequencer"]
+__all__ = ["Emit", "Event", "EventClass", "EventData", "Record", "Sequencer"]
 
 EventData = (
     event_data_pb2.ProcessEventData
@@ -17,6 +19,7 @@ EventData = (
     | event_data_pb2.FilesystemEventData
     | event_data_pb2.PerformanceEventData
     | event_data_pb2.TriggerEventData
+    | collection_gap_pb2.CollectionGapData
 )
 """The typed contents of an event, one message a domain."""
 
@@ -44,7 +47,22 @@ _FIELDS: dict[type, tuple[str, eventbus_pb2.EventType.ValueType]] = {
         eventbus_pb2.EVENT_TYPE_PERFORMANCE_EVENT,
     ),
     event_data_pb2.TriggerEventData: ("trigger_event", eventbus_pb2.EVENT_TYPE_TRIGGER_EVENT),
+    collection_gap_pb2.CollectionGapData: (
+        "collection_gap",
+        eventbus_pb2.EVENT_TYPE_COLLECTION_GAP_EVENT,
+    ),
 }
+
+
+class EventClass(StrEnum):
+    """What may happen to an event when there is too much of everything."""
+
+    LIFECYCLE = "lifecycle"
+    """It is never left out; its source waits."""
+    METADATA = "metadata"
+    """It may be left out under pressure: the next one tells as much."""
+    SAMPLE = "sample"
+    """It is left out first: a measurement among many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +75,12 @@ class Event:
     """What was seen."""
     time_ns: int = field(default_factory=time.time_ns)
     """When it was seen, nanoseconds since the Unix epoch."""
+    event_class: EventClass = EventClass.LIFECYCLE
+    """Whether it may be left out under pressure."""
+
+
+Emit = Callable[[Event], Awaitable[None]]
+"""Hands an event to the SDK; waits while the collector cannot take more, so that a source slows down."""
 
 
 class Sequencer:
@@ -65,12 +89,13 @@ class Sequencer:
     Args:
         source_id: id of the collector.
         epoch: life of the sequence; greater than any before it.
+        sequence: the last one given out before.
     """
 
-    def __init__(self, source_id: str, epoch: int) -> None:
+    def __init__(self, source_id: str, epoch: int, sequence: int = 0) -> None:
         self.source_id = source_id
         self.epoch = epoch
-        self.sequence = 0
+        self.sequence = sequence
         """The last sequence given out."""
         self._keys: dict[tuple[str, int], EnvelopeKey] = {}
 

@@ -1,27 +1,46 @@
-"""Runs the sources of a collector: prepared once, watched until paused, restarted when they fail.
+"""The sources of a collector, together: begun, paused, resumed, stopped.
 
-Invariant: one source's failure stops neither the others nor the collector; it is logged, counts as a
-degradation until the source watches again, and is retried with backoff.
+Invariant: a source that fails or hangs neither stops the others nor the collector; the operations here
+return when every source does what was asked for or has failed at it, and none leaves the sources in
+different states on purpose.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Sequence
 
-from collector_core.source import Emit, EventSource
+from collector_core.capability import Degrades, Watches, caps_of
+from collector_core.event import Emit
+from collector_core.source import EventSource, SourceContext
+from collector_core.source_runner import RunnerLimits, SourceRunner, Wanted
 from daemoneye.ipc.v1 import collector_control_service_pb2 as pb
 from daemoneye_mesh.completeness import Degradation, DegradedReason, merge_degradations
-from daemoneye_mesh.error_interceptor import is_cancelled_from_outside
-from daemoneye_mesh.errors import DaemoneyeError
+from daemoneye_mesh.errors import InvalidConfigError
 
-__all__ = ["Monitor"]
+__all__ = ["MAX_SOURCES", "Monitor", "check_sources"]
 
-FIRST_RESTART_DELAY_S = 0.5
-MAX_RESTART_DELAY_S = 30.0
+MAX_SOURCES = 16
 
 log = logging.getLogger("daemoneye.monitor")
+
+
+def check_sources(sources: Sequence[EventSource]) -> None:
+    """Refuses a set of sources that cannot run together.
+
+    Raises:
+        InvalidConfigError: there is none, too many, two have the same name, or none has a domain.
+    """
+    names = [source.name for source in sources]
+    if not 1 <= len(names) <= MAX_SOURCES:
+        raise InvalidConfigError(
+            f"a collector has 1 to {MAX_SOURCES} sources, not {len(names)}", count=len(names)
+        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidConfigError(
+            f"two sources are called {twice[0]}; give each its own name", name=twice[0]
+        )
+    if not caps_of(sources).domains:
+        raise InvalidConfigError("no source has a domain in its caps; give one of them one")
 
 
 class Monitor:
@@ -30,109 +49,99 @@ class Monitor:
     Args:
         sources: what to watch; their names differ.
         emit: takes their events.
-        monotonic: clock that says how long a source worked, seconds.
+        limits: times in the life of a source; asked for whenever they are needed.
+        on_source: hears of every change of a source.
     """
 
     def __init__(
         self,
         sources: Sequence[EventSource],
         emit: Emit,
-        monotonic: Callable[[], float] = time.monotonic,
+        limits: Callable[[], RunnerLimits] = RunnerLimits,
+        on_source: Callable[[SourceRunner], None] = lambda runner: None,
     ) -> None:
-        self._sources = sources
-        self._emit = emit
-        self._monotonic = monotonic
-        self._failed: dict[str, str] = {}
-        self._wanted = asyncio.Event()
-        self._unwanted = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._wanted.set()
-        self.ready = asyncio.Event()
-        """Set once every source is prepared."""
+        check_sources(sources)
+        self.runners = tuple(SourceRunner(source, emit, limits, on_source) for source in sources)
         self.state: pb.MonitoringState.ValueType = pb.MONITORING_STATE_STARTING
-        """What the monitor does."""
+        """What the sources were told to do."""
 
     def degradations(self) -> tuple[Degradation, ...]:
         """What the sources cannot see right now."""
-        failed = [
-            Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, name, f"source {name} failed: {why}")
-            for name, why in self._failed.items()
-        ]
-        if self.state == pb.MONITORING_STATE_PAUSED:
-            paused = "monitoring is paused; 'daemoneye collectors resume' ends that"
-            failed += [
-                Degradation(DegradedReason.PAUSED, source.name, paused) for source in self._sources
-            ]
-        return merge_degradations(failed, *(source.degradations() for source in self._sources))
+        own = [*self._of_state(), *(one for runner in self.runners for one in _of_runner(runner))]
+        return merge_degradations(
+            own, *(_degradations_of(runner.source) for runner in self.runners)
+        )
 
-    async def run(self) -> None:
-        """Prepares the sources and watches them until cancelled."""
-        async with AsyncExitStack() as opened:
-            for source in self._sources:
-                await source.prepare()
-                opened.push_async_callback(source.close)
-            self.ready.set()
-            while True:
-                await self._wanted.wait()
-                await self._watch_all()
+    def runner_of(self, source: EventSource) -> SourceRunner:
+        """Returns who runs a source."""
+        return next(one for one in self.runners if one.source is source)
+
+    async def run(self, context: SourceContext) -> None:
+        """Runs the sources until cancelled; they do nothing before ``begin``."""
+        async with asyncio.TaskGroup() as group:
+            for runner in self.runners:
+                group.create_task(runner.run(context), name=f"source {runner.name}")
+
+    async def begin(self) -> None:
+        """Prepares the sources and watches."""
+        if self.state != pb.MONITORING_STATE_STOPPING:
+            await self._move(Wanted.WATCHING, pb.MONITORING_STATE_MONITORING)
 
     async def pause(self) -> None:
-        """Stops watching; returns when no source watches any more."""
-        if self.state != pb.MONITORING_STATE_STOPPING:
-            self.state = pb.MONITORING_STATE_PAUSED
-        self._wanted.clear()
-        self._unwanted.set()
-        await self._idle.wait()
+        """Stops watching; the sources stay prepared."""
+        if self.state == pb.MONITORING_STATE_MONITORING:
+            await self._move(Wanted.PREPARED, pb.MONITORING_STATE_PAUSED)
+        await self._settle()
 
     async def resume(self) -> None:
-        """Watches again; does nothing while the collector stops."""
+        """Watches again, after a pause."""
         if self.state == pb.MONITORING_STATE_PAUSED:
-            self._unwanted.clear()
-            self._wanted.set()
-            self.state = pb.MONITORING_STATE_MONITORING
+            await self._move(Wanted.WATCHING, pb.MONITORING_STATE_MONITORING)
+
+    async def stop_monitoring(self) -> None:
+        """Closes the sources; ``begin`` opens them again."""
+        if self.state != pb.MONITORING_STATE_STOPPING:
+            await self._move(Wanted.CLOSED, pb.MONITORING_STATE_IDLE)
 
     async def stop(self) -> None:
-        """Stops watching for good."""
-        self.state = pb.MONITORING_STATE_STOPPING
-        await self.pause()
+        """Closes the sources for good."""
+        await self._move(Wanted.CLOSED, pb.MONITORING_STATE_STOPPING)
 
-    async def _watch_all(self) -> None:
-        if self.state == pb.MONITORING_STATE_STARTING:
-            self.state = pb.MONITORING_STATE_MONITORING
-        self._idle.clear()
-        try:
-            async with asyncio.TaskGroup() as group:
-                watches = [
-                    group.create_task(self._supervise(source), name=f"source {source.name}")
-                    for source in self._sources
-                ]
-                await self._unwanted.wait()
-                for watch in watches:
-                    watch.cancel()
-        finally:
-            self._idle.set()
+    async def _move(self, wanted: Wanted, state: pb.MonitoringState.ValueType) -> None:
+        self.state = state
+        for runner in self.runners:
+            await runner.want(wanted)
+        await self._settle()
 
-    async def _supervise(self, source: EventSource) -> None:
-        delay_s = FIRST_RESTART_DELAY_S
-        while True:
-            self._failed.pop(source.name, None)
-            started_s = self._monotonic()
-            try:
-                await source.watch(self._emit)
-            except (Exception, asyncio.CancelledError) as error:
-                if is_cancelled_from_outside():
-                    if isinstance(error, asyncio.CancelledError):
-                        raise
-                    log.exception("source %s failed while it was stopped", source.name)
-                    return
-                if self._monotonic() - started_s > MAX_RESTART_DELAY_S:
-                    delay_s = FIRST_RESTART_DELAY_S  # it has worked since the last failure
-                known = error.message if isinstance(error, DaemoneyeError) else "internal error"
-                self._failed[source.name] = known
-                log.exception("source %s failed, next try in %.1f s", source.name, delay_s)
-            else:
-                log.info("source %s ended", source.name)
-                return
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, MAX_RESTART_DELAY_S)
+    async def _settle(self) -> None:
+        await asyncio.gather(*(runner.wait_settled() for runner in self.runners))
+
+    def _of_state(self) -> Iterator[Degradation]:
+        names = [one.name for one in self.runners if isinstance(one.source, Watches)]
+        if self.state == pb.MONITORING_STATE_PAUSED:
+            text = "monitoring is paused; 'daemoneye collectors resume' ends that"
+        elif self.state == pb.MONITORING_STATE_IDLE:
+            text = "monitoring is stopped; 'daemoneye collectors start' ends that"
+        else:
+            return
+        yield Degradation(DegradedReason.PAUSED, ", ".join(names), text)
+
+
+def _of_runner(runner: SourceRunner) -> Iterator[Degradation]:
+    if runner.failure:
+        text = f"source {runner.name} failed: {runner.failure}"
+        yield Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, runner.name, text)
+
+
+def _degradations_of(source: EventSource) -> Sequence[Degradation]:
+    if not isinstance(source, Degrades):
+        return ()
+    try:
+        found = tuple(source.degradations())
+        if not all(isinstance(one, Degradation) for one in found):
+            raise TypeError("these are no degradations")
+        return found
+    except Exception:
+        log.exception("source %s cannot say what it does not see", source.name)
+        text = f"source {source.name} cannot say what it does not see"
+        return (Degradation(DegradedReason.READ_ERRORS, source.name, text),)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,6 @@ from daemoneye.agent.v1 import registry_service_pb2 as pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
 from daemoneye.common.v1 import common_pb2
 from daemoneye.ipc.v1 import ipc_pb2
-from daemoneye_mesh.completeness import Degradation
-from daemoneye_mesh.completeness_message import to_completeness
 from daemoneye_mesh.errors import ConflictError
 from daemoneye_mesh.rpc_status import from_rpc_error
 
@@ -48,21 +46,22 @@ class Registration:
     Args:
         registry: stub of the agent's registry.
         description: what to register.
-        degradations: what the collector cannot see, asked for each heartbeat.
-        metrics: counters for display, asked for each heartbeat.
+        vitals: what the collector says of itself, asked for each heartbeat; identity and sequence
+            are filled in here.
+        on_change: hears whether the agent holds a lease.
     """
 
     def __init__(
         self,
         registry: "registry_service_pb2_grpc.RegistryServiceAsyncStub",
         description: CollectorDescription,
-        degradations: Callable[[], Sequence[Degradation]],
-        metrics: Callable[[], Mapping[str, float]],
+        vitals: Callable[[], pb.HeartbeatRequest],
+        on_change: Callable[[bool], None] = lambda is_registered: None,
     ) -> None:
         self._registry = registry
         self._description = description
-        self._degradations = degradations
-        self._metrics = metrics
+        self._vitals = vitals
+        self._on_change = on_change
         self._sequence = 0
         self._is_leaving = False
         self.is_registered = False
@@ -87,7 +86,7 @@ class Registration:
                 if not self._is_leaving:
                     log.warning("lease lost, registering again: %s", explain(known))
             finally:
-                self.is_registered = False
+                self._note(False)
             await backoff.pause()
 
     async def deregister(self, reason: str) -> None:
@@ -119,8 +118,12 @@ class Registration:
             pid=description.pid,
             heartbeat_interval=interval,
         )
-        lease = await self._registry.RegisterCollector(request, timeout=CALL_TIMEOUT_S)
-        self.is_registered = True
+        try:
+            lease = await self._registry.RegisterCollector(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            self._note(False)
+            raise
+        self._note(True)
         log.info("registered with the agent")
         return lease.heartbeat_interval.ToNanoseconds() / 1e9 or description.heartbeat_interval_s
 
@@ -145,13 +148,13 @@ class Registration:
 
     def _heartbeat(self) -> pb.HeartbeatRequest:
         self._sequence += 1
-        degradations = self._degradations()
-        health = pb.COLLECTOR_HEALTH_DEGRADED if degradations else pb.COLLECTOR_HEALTH_OK
-        return pb.HeartbeatRequest(
-            collector_id=self._description.collector_id,
-            instance_epoch=self._description.instance_epoch,
-            heartbeat_sequence=self._sequence,
-            health=health,
-            completeness=to_completeness(degradations),
-            metrics=self._metrics(),
-        )
+        request = self._vitals()
+        request.collector_id = self._description.collector_id
+        request.instance_epoch = self._description.instance_epoch
+        request.heartbeat_sequence = self._sequence
+        return request
+
+    def _note(self, is_registered: bool) -> None:
+        self.is_registered = is_registered
+        if not self._is_leaving:
+            self._on_change(is_registered)

@@ -1,16 +1,21 @@
-"""``ipc.v1.CollectorService``: capabilities, schema and tasks of one collector."""
+"""``ipc.v1.CollectorService``: capabilities, schema, tasks, analyses and log of one collector."""
 
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
+from collector_core.analysis_service import AnalysisRunner
+from collector_core.capability import Analyzes, AnswersTasks, SourceCaps, caps_of
 from collector_core.chunk import ChunkWriter, write_chunks
-from collector_core.source import EventSource, TaskReport, TaskSource
+from collector_core.delivery import ReplayAnswer
+from collector_core.log_message import to_loss
+from collector_core.source import TaskReport
+from collector_core.source_runner import SourceRunner
 from daemoneye.common.v1 import common_pb2
+from daemoneye.ipc.v1 import analysis_pb2, collector_service_pb2_grpc, ipc_pb2
 from daemoneye.ipc.v1 import collector_service_pb2 as pb
-from daemoneye.ipc.v1 import collector_service_pb2_grpc, ipc_pb2
 from daemoneye_mesh.completeness import Degradation, merge_degradations
 from daemoneye_mesh.completeness_message import to_completeness
 from daemoneye_mesh.errors import (
@@ -44,13 +49,25 @@ _FILTERS = {
 }
 
 
+class Log(Protocol):
+    """What the service needs of the delivery."""
+
+    async def acknowledge(self, epoch: int, sequence: int) -> int:
+        """Lets go of what is stored elsewhere; returns the watermark."""
+
+    async def replay(self, epoch: int, first: int, last: int) -> ReplayAnswer:
+        """Has a range sent again."""
+
+
 class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
     """Answers for the sources of one collector.
 
     Args:
         collector_id: id of the collector.
         version: its version.
-        sources: its sources; their capabilities are what is offered.
+        runners: its sources; what they can do is what is offered.
+        event_log: its log of events.
+        analyses: carries out analyses.
         degradations: what the collector cannot see right now.
     """
 
@@ -58,27 +75,33 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
         self,
         collector_id: str,
         version: str,
-        sources: Sequence[EventSource],
+        runners: Sequence[SourceRunner],
+        event_log: Log,
+        analyses: AnalysisRunner,
         degradations: Callable[[], Sequence[Degradation]],
     ) -> None:
         self._collector_id = collector_id
         self._version = version
-        self._sources = sources
+        self._sources = [runner.source for runner in runners]
+        self._log = event_log
+        self._analyses = analyses
         self._degradations = degradations
         self._running_count = 0
+        self._announced = caps_of(self._sources)
+        self._analysts = {
+            analysis: runner
+            for runner in reversed(runners)  # of several, the first one does it
+            if isinstance(runner.source, Analyzes)
+            for analysis in runner.source.analyses
+        }
         self._task_sources = {
-            task_type: source
-            for source in sources
-            if isinstance(source, TaskSource)
-            for task_type in source.caps.task_types
+            task_type: (runner, runner.source)
+            for runner in reversed(runners)
+            if isinstance(runner.source, AnswersTasks)
+            for task_type in runner.source.task_types
         }
         self.task_count: Counter[str] = Counter()
         """Tasks by outcome: ok, failed."""
-
-    @property
-    def task_types(self) -> frozenset[common_pb2.TaskType.ValueType]:
-        """The tasks that are answered."""
-        return frozenset(self._task_sources)
 
     async def NegotiateCapabilities(
         self, request: ipc_pb2.CapabilityRequest, context: Any
@@ -106,14 +129,16 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
             supported_task_types=sorted(self._task_sources),
             max_message_bytes=MAX_CHUNK_BYTES,
             completeness=to_completeness(self._degradations()),
-            supports_replay=False,
+            supports_replay=True,
+            supported_analyses=sorted(self._announced.analyses),
+            max_concurrent_analyses=self._analyses.concurrency if self._announced.analyses else 0,
         )
 
     async def DescribeSchema(
         self, request: pb.DescribeSchemaRequest, context: Any
     ) -> pb.DescribeSchemaResponse:
         """Lists the tables of all sources."""
-        sources = [source for source in self._sources if isinstance(source, TaskSource)]
+        sources = [source for source in self._sources if isinstance(source, AnswersTasks)]
         return pb.DescribeSchemaResponse(tables=[one for each in sources for one in each.tables])
 
     async def ExecuteTask(
@@ -140,15 +165,31 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Any
     ) -> pb.AcknowledgeResponse:
-        """Refused: this collector keeps no log of its events."""
-        raise _no_replay()
+        """Lets go of the log up to a sequence."""
+        watermark = await self._log.acknowledge(request.source_epoch, request.source_sequence)
+        return pb.AcknowledgeResponse(source_sequence=watermark)
 
     async def Replay(self, request: pb.ReplayRequest, context: Any) -> pb.ReplayResponse:
-        """Refused: this collector keeps no log of its events."""
-        raise _no_replay()
+        """Has a range of the log published again."""
+        answer = await self._log.replay(
+            request.source_epoch, request.from_sequence, request.to_sequence
+        )
+        return pb.ReplayResponse(
+            from_sequence=answer.first_sequence,
+            to_sequence=answer.last_sequence,
+            losses=map(to_loss, answer.losses),
+        )
+
+    async def Analyze(
+        self, request: analysis_pb2.AnalyzeRequest, context: Any
+    ) -> analysis_pb2.AnalyzeResponse:
+        """Carries out one analysis."""
+        if runner := self._analysts.get(request.analysis_type):
+            self._require_prepared(runner)
+        return await self._analyses.analyze(request, context.time_remaining())
 
     async def _run(
-        self, source: TaskSource, task: ipc_pb2.DetectionTask
+        self, source: AnswersTasks, task: ipc_pb2.DetectionTask
     ) -> AsyncGenerator[pb.ExecuteTaskResponse, None]:
         report = TaskReport()
         writer = ChunkWriter(task.task_id)
@@ -164,7 +205,7 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
         last.completeness.CopyFrom(to_completeness(merge_degradations(report.degradations)))
         yield last
 
-    def _find_source(self, task: ipc_pb2.DetectionTask) -> TaskSource:
+    def _find_source(self, task: ipc_pb2.DetectionTask) -> AnswersTasks:
         if not 0 < len(task.task_id.encode()) <= MAX_TASK_ID_BYTES:
             raise InvalidRequestError(
                 f"task_id must have 1 to {MAX_TASK_ID_BYTES} bytes; make up a unique one",
@@ -173,8 +214,7 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
         _check_note(task)
         _check_enum("task_type", task.task_type, common_pb2.TaskType.values())
         name = common_pb2.TaskType.Name(task.task_type)
-        source = self._task_sources.get(task.task_type)
-        if source is None:
+        if task.task_type not in self._task_sources:
             offered = ", ".join(map(common_pb2.TaskType.Name, sorted(self._task_sources)))
             raise UnsupportedError(
                 f"{self._collector_id} does not answer {name}; it offers: {offered or 'no task'}",
@@ -188,20 +228,30 @@ class CollectorServicer(collector_service_pb2_grpc.CollectorServiceServicer):
                     field=filter_name,
                     task_type=name,
                 )
+        runner, source = self._task_sources[task.task_type]
+        self._require_prepared(runner)
         return source
 
+    def _require_prepared(self, runner: SourceRunner) -> None:
+        if not runner.is_prepared:
+            raise PreconditionError(
+                f"source {runner.name} of {self._collector_id} is not ready; CheckHealth says why,"
+                " BeginMonitoring starts what was stopped",
+                source=runner.name,
+            )
+
     def _capabilities(self, requested: Sequence[int]) -> ipc_pb2.CollectionCapabilities:
-        caps = [
-            source.caps
-            for source in self._sources
-            if not requested or source.caps.domain in requested
-        ]
+        each = [caps_of((source,)) for source in self._sources]
+        wanted = [one for one in each if not requested or set(one.domains) & {*requested}]
+        caps = SourceCaps(0)
+        for one in wanted:
+            caps |= one.caps
         return ipc_pb2.CollectionCapabilities(
-            supported_domains=sorted({one.domain for one in caps}),
+            supported_domains=sorted({domain for one in wanted for domain in one.domains}),
             advanced=ipc_pb2.AdvancedCapabilities(
-                kernel_level=any(one.kernel_level for one in caps),
-                realtime=any(one.realtime for one in caps),
-                system_wide=any(one.system_wide for one in caps),
+                kernel_level=SourceCaps.KERNEL_LEVEL in caps,
+                realtime=SourceCaps.REALTIME in caps,
+                system_wide=SourceCaps.SYSTEM_WIDE in caps,
             ),
         )
 
@@ -225,9 +275,3 @@ def _check_enum(field: str, number: int, known: Sequence[int]) -> None:
             field=field,
             number=number,
         )
-
-
-def _no_replay() -> UnsupportedError:
-    return UnsupportedError(
-        "this collector keeps no log of its events, as supports_replay says; do not ask for replay"
-    )

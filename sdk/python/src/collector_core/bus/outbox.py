@@ -2,16 +2,17 @@
 
 Messages with one envelope and consecutive sequences join in a group as they come, so that sending
 them costs next to nothing a message. Invariant: accepted = published + refused + pending, and pending
-never passes the bounds, but for a single message that is larger than they are. A full outbox makes
+never passes the bounds, but for a single message or group that is larger than they are. A full outbox makes
 the source wait; nothing that was accepted is thrown away to make room.
 
-A log on disk takes the place of this class by offering what ``BatchSource`` asks for.
+Whoever keeps a log hands in what is already in it group by group (``put_group``), and hears of what
+the broker refused for good.
 """
 
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,10 @@ from collector_core.bus.outbox_group import GROUP_BYTES, OutboxGroup
 from collector_core.bus.wire import KNOWN_PREFIXES, MAX_PREFIX_BYTES, PREFIXES, encode_frames
 from daemoneye_mesh.errors import ErrorReason
 
-__all__ = ["BatchSource", "Outbox", "OutboxBatch"]
+__all__ = ["BatchSource", "Outbox", "OutboxBatch", "RefusalListener"]
+
+RefusalListener = Callable[[EnvelopeKey, int, int, str], None]
+"""Hears which messages are given up: key, first and last sequence, and the reason."""
 
 ENOUGH_BYTES = GROUP_BYTES // 2
 """What fills half a batch is worth sending, however few messages it is."""
@@ -84,11 +88,15 @@ class Outbox:
     Args:
         max_messages: bound in messages, those in flight included.
         max_bytes: bound in bytes, those in flight included.
+        on_refused: hears of every group that is given up.
     """
 
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
+    def __init__(
+        self, max_messages: int, max_bytes: int, on_refused: RefusalListener | None = None
+    ) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
+        self._on_refused = on_refused
         self._max_message_bytes = PublishLimits().max_message_bytes
         self._waiting: deque[OutboxGroup] = deque()
         self._last: OutboxGroup | None = None
@@ -195,6 +203,29 @@ class Outbox:
             self._extend(group, chunk, sizes)
             done += len(chunk)
 
+    def put_group(self, group: OutboxGroup) -> bool:
+        """Accepts a whole group if there is room, or nothing else; returns whether there was.
+
+        The group must not change afterwards, and the broker must take messages of its size.
+        """
+        is_first = not self.pending_count
+        fits_messages = self.pending_count + group.count <= self._max_messages
+        fits_bytes = self.pending_bytes + group.size_bytes <= self._max_bytes
+        if not is_first and not (fits_messages and fits_bytes):
+            return False
+        if group.fits_messages(self._max_message_bytes):
+            self._admit(group)
+            return True
+        fitting = group.without_larger(self._max_message_bytes)
+        self._refuse_larger(group, fitting)
+        for one in fitting:
+            self._admit(one)
+        return True
+
+    async def wait_room(self) -> None:
+        """Returns when something was answered, so that there may be room."""
+        await self._wait_room()
+
     def take(self, max_messages: int, max_bytes: int) -> OutboxBatch | None:
         """Returns whatever waits, up to the bounds, as the next batch in flight.
 
@@ -247,6 +278,8 @@ class Outbox:
             self.published_count += batch.count
         else:
             self.refused_count[refused_reason] += batch.count
+            for group in batch.groups:
+                self._tell_refused(group, group.first_sequence, group.count, refused_reason)
         self._forget(batch.count, batch.size_bytes)
         return batch.count
 
@@ -294,6 +327,19 @@ class Outbox:
         while self.pending_count:
             self._empty.clear()
             await self._empty.wait()
+
+    def _admit(self, group: OutboxGroup) -> None:
+        self._last = None
+        self._waiting.append(group)
+        self.pending_bytes += group.size_bytes
+        self.pending_count += group.count
+        self.waiting_count += group.count
+        if self._wanted_count:
+            self._tell_taker()
+
+    def _tell_refused(self, group: OutboxGroup, first: int, count: int, reason: str) -> None:
+        if self._on_refused is not None and first:
+            self._on_refused(group.key, first, first + count - 1, reason)
 
     def _put_slowly(self, message: OutboxMessage) -> bool:
         key, sequence, frame = message
@@ -351,18 +397,31 @@ class Outbox:
             self._last = None
 
     def _count_too_large(self, group: OutboxGroup, kept: Sequence[OutboxGroup]) -> None:
-        count = group.count - sum(one.count for one in kept)
-        freed_bytes = group.size_bytes - sum(one.size_bytes for one in kept)
-        if count:
-            self.refused_count[ErrorReason.MESSAGE_TOO_LARGE] += count
-            log.error(
-                "%d events of %s are larger than the %d bytes that the broker takes",
-                count,
-                group.key.topic,
-                self._max_message_bytes,
-            )
+        count = self._refuse_larger(group, kept)
         self.waiting_count -= count
-        self._forget(count, freed_bytes)
+        self._forget(count, group.size_bytes - sum(one.size_bytes for one in kept))
+
+    def _refuse_larger(self, group: OutboxGroup, kept: Sequence[OutboxGroup]) -> int:
+        """Counts and tells what of a group is too large for the broker."""
+        count = group.count - sum(one.count for one in kept)
+        if not count:
+            return 0
+        reason = ErrorReason.MESSAGE_TOO_LARGE
+        self.refused_count[reason] += count
+        log.error(
+            "%d events of %s are larger than the %d bytes that the broker takes",
+            count,
+            group.key.topic,
+            self._max_message_bytes,
+        )
+        first = group.first_sequence
+        for one in kept if first else ():
+            if one.first_sequence > first:
+                self._tell_refused(group, first, one.first_sequence - first, reason)
+            first = one.next_sequence
+        if first and first < group.next_sequence:
+            self._tell_refused(group, first, group.next_sequence - first, reason)
+        return count
 
     def _forget(self, count: int, size_bytes: int) -> None:
         self.pending_count -= count
