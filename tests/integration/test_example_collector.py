@@ -1,9 +1,11 @@
-"""The collector of the README runs, and a subscriber hears it."""
+"""The template of a collector: the README shows it, a mesh hears it, its own tests pass."""
 
 import asyncio
 import os
 import re
+import subprocess
 import sys
+import tomllib
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from daemoneye_mesh.channel import open_channel
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "examples" / "collector-python" / "loadmon.py"
+TEMPLATE = ROOT / "examples" / "collector-python"
+EXAMPLE = TEMPLATE / "loadmon.py"
+TESTS_LIMIT_S = 60
 
 
 def test_readme_shows_the_example_as_it_is() -> None:
@@ -26,6 +30,47 @@ def test_readme_shows_the_example_as_it_is() -> None:
     shown = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert shown is not None
     assert shown.group(1) == EXAMPLE.read_text()
+
+
+def test_the_tests_of_the_template_pass() -> None:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DAEMONEYE_", "PYTEST_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=TEMPLATE,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=TESTS_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\b[1-9]\d* passed", done.stdout)
+    assert "skipped" not in done.stdout
+
+
+def test_the_settings_of_the_template_are_accepted() -> None:
+    done = subprocess.run(
+        [sys.executable, "loadmon.py", "--config", "loadmon.toml", "--show-config"],
+        cwd=TEMPLATE,
+        capture_output=True,
+        text=True,
+        timeout=TESTS_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in tomllib.loads((TEMPLATE / "loadmon.toml").read_text()):
+        assert re.search(rf"^{name} = .*# file loadmon\.toml$", done.stdout, re.MULTILINE), name
+
+
+def test_what_the_template_packs_is_there() -> None:
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())
+    packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    assert packed == [EXAMPLE.name]
+    assert (TEMPLATE / project["project"]["readme"]).is_file()
 
 
 async def test_example_collector_publishes_through_the_mesh(cold_mesh: Any) -> None:
