@@ -331,7 +331,7 @@ def test_procfs_says_what_is_wrong_when_it_is_not_there(
         path.write_bytes(content)
     with pytest.raises(ProcFsUnavailableError, match="check that procfs is mounted") as caught:
         ProcFs(proc_tree.root)
-    assert caught.value.code is Code.UNAVAILABLE
+    assert caught.value.code is Code.FAILED_PRECONDITION
     assert caught.value.metadata == {"path": str(path)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from collector_core import Event, TaskReport
+from collector_core import Event, SourceContext, TaskReport
 from daemoneye.common.v1 import common_pb2
 from daemoneye.ipc.v1 import ipc_pb2
 from daemoneye_mesh.completeness import DegradedReason
@@ -58,11 +58,16 @@ class HeldScanner:
         return result
 
 
+def context_of(settings: ProcmondSettings) -> SourceContext:
+    unused: Any = None
+    return SourceContext(settings, unused, unused)
+
+
 @pytest.fixture
 async def source(proc_tree: Any) -> AsyncIterator[ProcessSource]:
     settings = ProcmondSettings(proc_dir=proc_tree.root, scan_interval_s=0.05, scan_cpu_share=1.0)
     source = ProcessSource(settings)
-    await source.prepare()
+    await source.prepare(context_of(settings))
     yield source
     await source.close()
 
@@ -189,9 +194,10 @@ async def test_known_processes_are_read_again_a_few_at_a_time(
 
 
 async def test_source_refuses_to_start_where_there_is_no_procfs(tmp_path: Any) -> None:
-    source = ProcessSource(ProcmondSettings(proc_dir=tmp_path / "nothing"))
+    settings = ProcmondSettings(proc_dir=tmp_path / "nothing")
+    source = ProcessSource(settings)
     with pytest.raises(ProcFsUnavailableError):
-        await source.prepare()
+        await source.prepare(context_of(settings))
     await source.close()
 
 

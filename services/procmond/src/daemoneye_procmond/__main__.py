@@ -11,8 +11,8 @@ from daemoneye_procmond.config import ProcmondSettings
 def main() -> None:
     """Loads the settings and runs the collector."""
     text = "The process collector: sees every process of this host."
-    settings = parse_process_arguments(ProcmondSettings, "procmond", description=text).value
-    sys.exit(run_process("procmond", settings, lambda stop: serve(settings, stop)))
+    loaded = parse_process_arguments(ProcmondSettings, "procmond", description=text)
+    sys.exit(run_process("procmond", loaded.value, lambda stop: serve(loaded, stop)))
 
 
 if __name__ == "__main__":

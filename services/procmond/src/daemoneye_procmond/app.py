@@ -2,7 +2,10 @@
 
 from importlib.metadata import version
 
-from collector_core import Collector
+from collector_core import SourceCaps
+from collector_core.binary_hash_source import BinaryHashSource
+from collector_core.collector import Collector
+from daemoneye_mesh.configuration import Loaded
 from daemoneye_mesh.lifecycle import StopRequest
 from daemoneye_procmond.config import ProcmondSettings
 from daemoneye_procmond.source import COLLECTOR_ID, ProcessSource
@@ -10,8 +13,8 @@ from daemoneye_procmond.source import COLLECTOR_ID, ProcessSource
 __all__ = ["serve"]
 
 
-async def serve(settings: ProcmondSettings, stop: StopRequest) -> None:
+async def serve(settings: Loaded[ProcmondSettings], stop: StopRequest) -> None:
     """Runs the collector until ``stop`` is set and everything is drained."""
-    source = ProcessSource(settings)
-    collector = Collector(COLLECTOR_ID, [source], settings, version("daemoneye-procmond"))
+    sources = [ProcessSource(settings.value), BinaryHashSource(SourceCaps(0))]
+    collector = Collector(COLLECTOR_ID, sources, settings, version("daemoneye-procmond"))
     await collector.run(stop)

@@ -18,12 +18,14 @@ class ProcmondSettings(CollectorSettings):
         help="time between two looks at all processes; what lives shorter may go unseen",
         minimum=0.05,
         maximum=3600.0,
+        live=True,
     )
     scan_cpu_share: float = setting(
         0.05,
         help="most of one core that scanning may take; on a large host scans get rarer",
         minimum=0.001,
         maximum=1.0,
+        live=True,
     )
     max_processes: int = setting(
         65_536, help="processes that are kept track of", minimum=256, maximum=4_194_304

@@ -3,13 +3,20 @@
 Invariant: trouble with one process is never an exception here. It is a missing field or a counter.
 """
 
-from daemoneye_mesh.errors import InvalidConfigError, InvalidRequestError, UnavailableError
+from daemoneye_mesh.errors import (
+    ErrorReason,
+    InvalidConfigError,
+    InvalidRequestError,
+    PreconditionError,
+)
 
 __all__ = ["CpuShareError", "InvalidPatternError", "ProcFsUnavailableError"]
 
 
-class ProcFsUnavailableError(UnavailableError):
+class ProcFsUnavailableError(PreconditionError):
     """The process file system as a whole cannot be read, so nothing can be said about processes."""
+
+    default_reason = ErrorReason.FILE_UNUSABLE
 
 
 class InvalidPatternError(InvalidRequestError):

@@ -6,7 +6,16 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from collector_core import Emit, Event, SourceCaps, TaskReport, TaskSource
+from collector_core import (
+    CollectorSettings,
+    Emit,
+    Event,
+    EventClass,
+    EventSource,
+    SourceCaps,
+    SourceContext,
+    TaskReport,
+)
 from daemoneye.common.v1 import common_pb2
 from daemoneye.ipc.v1 import collector_service_pb2, ipc_pb2
 from daemoneye_mesh.completeness import Degradation, DegradedReason
@@ -14,7 +23,7 @@ from daemoneye_mesh.errors import InvalidRequestError
 from daemoneye_procmond.cause import DegradedCause
 from daemoneye_procmond.config import ProcmondSettings
 from daemoneye_procmond.enumeration import EnumerationTally, ProcessQuery, enumerate_processes
-from daemoneye_procmond.event import ProcessEvent
+from daemoneye_procmond.event import EventKind, ProcessEvent
 from daemoneye_procmond.message import TOPICS, to_event_message, to_record_message
 from daemoneye_procmond.observation import TrackerLimits
 from daemoneye_procmond.procfs import ProcFs
@@ -33,10 +42,13 @@ RECHECK_COUNT = 20
 tenth of it, and what changes without showing in the stat line (ids, cgroup) is still noticed within
 seconds: a host of 400 processes is through after 20 scans, which are 10 s."""
 
+CLASSES = {EventKind.MODIFIED: EventClass.METADATA}
+"""What may be left out under pressure; all else is the life of a process."""
+
 log = logging.getLogger("daemoneye.procmond")
 
 
-class ProcessSource(TaskSource):
+class ProcessSource(EventSource):
     """Watches processes by scanning ``/proc``.
 
     Args:
@@ -44,11 +56,8 @@ class ProcessSource(TaskSource):
     """
 
     name = "processes"
-    caps = SourceCaps(
-        domain=ipc_pb2.MONITORING_DOMAIN_PROCESS,
-        system_wide=True,
-        task_types=frozenset({common_pb2.TASK_TYPE_ENUMERATE_PROCESSES}),
-    )
+    caps = SourceCaps.PROCESS | SourceCaps.SYSTEM_WIDE
+    task_types = frozenset({common_pb2.TASK_TYPE_ENUMERATE_PROCESSES})
     tables: Sequence[collector_service_pb2.TableDescription] = (PROCESSES_TABLE,)
 
     def __init__(self, settings: ProcmondSettings) -> None:
@@ -60,18 +69,24 @@ class ProcessSource(TaskSource):
         self.unusable_count = 0
         """Events that did not fit into a message."""
 
-    async def prepare(self) -> None:
+    async def prepare(self, context: SourceContext) -> None:
         """Opens procfs; refuses to start where there is none."""
+        await self.reconfigure(context.settings)
         procfs = await asyncio.to_thread(ProcFs, self._settings.proc_dir)
         limits = TrackerLimits(
             process_count=self._settings.max_processes, recheck_count=RECHECK_COUNT
         )
         self._scanner = Scanner(procfs, Tracker(limits))
 
+    async def reconfigure(self, settings: CollectorSettings) -> None:
+        """Scans at another pace from the next scan on."""
+        assert isinstance(settings, ProcmondSettings)  # noqa: S101 -- the collector has no others
+        self._settings = settings
+
     async def watch(self, emit: Emit) -> None:
         """Scans and emits what happened, until cancelled."""
-        settings = self._settings
         while True:
+            settings = self._settings
             result = await self._scan()
             while self._pending:
                 await self._emit(self._pending[0], emit)
@@ -104,7 +119,8 @@ class ProcessSource(TaskSource):
     async def _emit(self, event: ProcessEvent, emit: Emit) -> None:
         try:
             data = to_event_message(event)
-            await emit(Event(TOPICS[event.kind], data, event.observed_at_ns))
+            event_class = CLASSES.get(event.kind, EventClass.LIFECYCLE)
+            await emit(Event(TOPICS[event.kind], data, event.observed_at_ns, event_class))
         except (InvalidRequestError, ValueError) as error:
             # Tried again it would fail again, and nothing behind it would ever get out.
             self.unusable_count += 1
