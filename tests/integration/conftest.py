@@ -19,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from daemoneye.agent.v1 import (
     alert_service_pb2,
     alert_service_pb2_grpc,
+    collector_admin_service_pb2,
+    collector_admin_service_pb2_grpc,
     query_service_pb2,
     query_service_pb2_grpc,
     status_service_pb2,
@@ -115,14 +117,16 @@ class Mesh:
             await channel.close()
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def until(self, condition: Callable[[], Any], what: str) -> Any:
+    async def until(
+        self, condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEOUT_S
+    ) -> Any:
         """Waits until an async condition holds and returns what it returned."""
-        deadline_s = time.monotonic() + START_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         while True:
             if found := await condition():
                 return found
             if time.monotonic() > deadline_s:
-                pytest.fail(f"not within {START_TIMEOUT_S} s: {what}\n{self.logs()}")
+                pytest.fail(f"not within {timeout_s} s: {what}\n{self.logs()}")
             await asyncio.sleep(POLL_S)
 
     def logs(self) -> str:
@@ -170,6 +174,16 @@ class Mesh:
         request = alert_service_pb2.ListAlertsRequest(rule_id=rule_id)
         answer = await stub.ListAlerts(request, timeout=CALL_TIMEOUT_S)
         return list(answer.alerts)
+
+    async def collector_stats(self, collector_id: str) -> Any:
+        """The counters of a collector; an empty answer while it cannot be asked."""
+        stub: Any = collector_admin_service_pb2_grpc.CollectorAdminServiceStub(self.channel())
+        request = collector_admin_service_pb2.GetCollectorCountersRequest(collector_id=collector_id)
+        try:
+            answer = await stub.GetCollectorCounters(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return None
+        return answer.stats
 
     async def status(self) -> Any:
         """The agent's view of the mesh."""
