@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import bus, bus_scale, enumeration
+from benchmarks import bus, bus_scale, enumeration, wal
 from benchmarks.document import render_document
 from benchmarks.occupation import Occupation
 from benchmarks.report import RESULTS_DIR, Outcome, describe_machine, render, write_result
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[bool], Awaitable[Outcome]]] = {
     "bus": bus.measure,
     "bus-scale": bus_scale.measure,
     "enumeration": enumeration.measure,
+    "wal": wal.measure,
 }
 EXIT_FAILED, EXIT_UNKNOWN = 1, 2
 TIMEOUT_S = 900.0

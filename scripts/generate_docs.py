@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/; with --check, fails when one of them is stale.
+"""Writes the generated parts of docs/, and deploy/config; with --check, fails when one of them is stale.
 
 A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. Each is made of what the
 programs themselves use (schema, settings, rules, protos), so that a document cannot say otherwise.
@@ -7,7 +7,7 @@ programs themselves use (schema, settings, rules, protos), so that a document ca
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from collector_core.settings import CollectorSettings
@@ -17,6 +17,7 @@ from daemoneye_agent.schema import TABLES
 from daemoneye_agent.sql_grammar import FUNCTIONS, TABLE_FUNCTIONS
 from daemoneye_cli.exit_code import describe_exit_codes
 from daemoneye_eventbus.config import EventBusSettings
+from daemoneye_mesh.configuration import environment_prefix
 from daemoneye_mesh.errors import ErrorReason
 from daemoneye_mesh.process import ProcessSettings
 from daemoneye_mesh.setting import Setting, describe_settings, render
@@ -24,6 +25,7 @@ from daemoneye_procmond.config import ProcmondSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+CONFIG = ROOT / "deploy" / "config"
 PROTOS = ROOT / "protos" / "daemoneye"
 EXAMPLE_RULE = DOCS / "examples" / "rule-database-dump.toml"
 EXAMPLE_COLLECTOR = ROOT / "examples" / "collector-python" / "loadmon.py"
@@ -236,6 +238,8 @@ def wrap(text: str, indent: str = "") -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "process-events-columns": lambda: columns_of("process_events"),
     "alerts-columns": lambda: columns_of("alerts"),
+    "collector-events-columns": lambda: columns_of("collector_events"),
+    "collection-gaps-columns": lambda: columns_of("collection_gaps"),
     "event-losses-columns": lambda: columns_of("event_losses"),
     "shared-settings": lambda: own_settings(ProcessSettings, ProcessSettings),
     "agent-settings": lambda: own_settings(AgentSettings, ProcessSettings),
@@ -250,6 +254,72 @@ PARTS: dict[str, Callable[[], str]] = {
     "error-reasons": error_reasons,
     "exit-codes": exit_codes,
 }
+
+
+CONFIG_HEAD = """\
+# Settings of {process}, all of them at their defaults. It is read as
+# /etc/daemoneye/{name}.toml.
+#
+# To change one, remove the # in front of it and restart the process. What is unknown or out of
+# range is refused, and the process does not start. Flags and the environment come before this
+# file; {process} --show-config prints what is in force and where it came from.
+"""
+
+CONFIG_LIVE = """\
+# Those marked "live" can be changed without a restart, too: daemoneye collectors config.
+"""
+
+EXAMPLES = {
+    "runtime_dir": "/run/daemoneye",
+    "state_dir": "/var/lib/daemoneye",
+    "token_file": "/run/daemoneye/tokens/collector-procmond.token",
+    "rules_dir": "/etc/daemoneye/rules.d",
+    "trigger_file": "/etc/daemoneye/triggers.toml",
+}
+"""What a setting could be that has no default."""
+
+PROCESSES: dict[str, type] = {
+    "daemoneye-agent": AgentSettings,
+    "daemoneye-eventbus": EventBusSettings,
+    "procmond": ProcmondSettings,
+}
+
+
+def config_files() -> Iterator[tuple[Path, str]]:
+    """Yields path and content of every file."""
+    for process, cls in PROCESSES.items():
+        name = process.removeprefix("daemoneye-")
+        settings = describe_settings(cls)
+        is_collector = process == "procmond"
+        head = CONFIG_HEAD.format(process=process, name=name) + (
+            CONFIG_LIVE if is_collector else ""
+        )
+        parts = [_describe(one, process, is_collector) for one in settings]
+        yield CONFIG / f"{name}.toml", "\n".join([head, *parts])
+
+
+def _describe(one: Setting, process: str, is_collector: bool) -> str:
+    help_text = one.help[0].upper() + one.help[1:]
+    facts = [*_bounds(one)]
+    if is_collector and one.is_live:
+        facts.append("live")
+    facts.append(f"in the environment {one.env or environment_prefix(process) + one.name.upper()}")
+    line = "; ".join(facts)
+    value = render(EXAMPLES[one.name] if one.default is None else one.default)
+    return f"# {help_text}.\n# {line[0].upper()}{line[1:]}.\n#{one.name} = {value}\n"
+
+
+def _bounds(one: Setting) -> Iterator[str]:
+    if one.default is None:
+        yield "unset by default"
+    if one.type is bool:
+        yield "true or false"
+    if one.choices:
+        yield f"one of {', '.join(one.choices)}"
+    if one.minimum is not None:
+        yield f"at least {one.minimum}"
+    if one.maximum is not None:
+        yield f"at most {one.maximum}"
 
 
 def regenerate(text: str, name: str = "document") -> str:
@@ -271,10 +341,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail when a document is stale")
     check = parser.parse_args().check
     stale = []
-    for path in sorted(DOCS.glob("*.md")):
-        before = path.read_text()
-        after = regenerate(before, path.name)
-        if after == before:
+    documents = [
+        (path, regenerate(path.read_text(), path.name)) for path in sorted(DOCS.glob("*.md"))
+    ]
+    for path, after in [*documents, *config_files()]:
+        if path.read_text() == after:
             continue
         stale.append(path.relative_to(ROOT))
         if not check:

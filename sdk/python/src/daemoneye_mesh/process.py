@@ -47,9 +47,7 @@ class ProcessSettings:
         help="trust domain of the identities in this mesh",
         env="DAEMONEYE_TRUST_DOMAIN",
     )
-    log_level: str = setting(
-        "info", help="lowest level that is logged", choices=LEVELS, live=True
-    )
+    log_level: str = setting("info", help="lowest level that is logged", choices=LEVELS, live=True)
     log_style: str = setting(
         "auto", help="with auto, text on a terminal and JSON elsewhere", choices=tuple(LogStyle)
     )

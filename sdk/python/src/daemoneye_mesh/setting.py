@@ -28,10 +28,10 @@ _BEYOND = 2**63
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
 
 
-def setting(
+def setting(  # noqa: PLR0913 -- reads like argparse at every declaration
     default: T,
     *,
-    help: str,  # noqa: A002 - reads like argparse at every declaration
+    help: str,  # noqa: A002 -- likewise
     minimum: float | None = None,
     maximum: float | None = None,
     choices: Sequence[str] = (),

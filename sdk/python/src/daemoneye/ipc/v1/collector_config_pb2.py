@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'daemoneye/ipc/v1/collector_config.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n\x0b\x43onfigField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12.\n\x06origin\x18\x03 \x01(\x0e\x32\x1e.daemoneye.ipc.v1.ConfigOrigin\x12\x15\n\rorigin_detail\x18\x04 \x01(\t\x12\x0f\n\x07is_live\x18\x05 \x01(\x08\x12\x0c\n\x04help\x18\x06 \x01(\t\";\n\x0c\x43onfigChange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\xea\x01\n\x13UpdateConfigRequest\x12\x43\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x32.daemoneye.ipc.v1.UpdateConfigRequest.ChangesEntry\x12\x14\n\x0creset_fields\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x14UpdateConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12/\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1e.daemoneye.ipc.v1.ConfigChange\"\x12\n\x10GetConfigRequest\"\x97\x01\n\x11GetConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12.\n\napplied_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\napplied_by\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.daemoneye.ipc.v1.ConfigField*\xaf\x01\n\x0c\x43onfigOrigin\x12\x1d\n\x19\x43ONFIG_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFIG_ORIGIN_DEFAULT\x10\x01\x12\x16\n\x12\x43ONFIG_ORIGIN_FILE\x10\x02\x12\x1d\n\x19\x43ONFIG_ORIGIN_ENVIRONMENT\x10\x03\x12\x16\n\x12\x43ONFIG_ORIGIN_FLAG\x10\x04\x12\x16\n\x12\x43ONFIG_ORIGIN_LIVE\x10\x05\x42\x45ZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'daemoneye/ipc/v1/collector_config.proto\x12\x10\x64\x61\x65moneye.ipc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n\x0b\x43onfigField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12.\n\x06origin\x18\x03 \x01(\x0e\x32\x1e.daemoneye.ipc.v1.ConfigOrigin\x12\x15\n\rorigin_detail\x18\x04 \x01(\t\x12\x0f\n\x07is_live\x18\x05 \x01(\x08\x12\x0c\n\x04help\x18\x06 \x01(\t\";\n\x0c\x43onfigChange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"\x80\x02\n\x13UpdateConfigRequest\x12\x43\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x32.daemoneye.ipc.v1.UpdateConfigRequest.ChangesEntry\x12\x14\n\x0creset_fields\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x18\n\x10\x65xpected_version\x18\x04 \x01(\x04\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x06 \x01(\t\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x14UpdateConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12/\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1e.daemoneye.ipc.v1.ConfigChange\"\x12\n\x10GetConfigRequest\"\x97\x01\n\x11GetConfigResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12.\n\napplied_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\napplied_by\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.daemoneye.ipc.v1.ConfigField*\xaf\x01\n\x0c\x43onfigOrigin\x12\x1d\n\x19\x43ONFIG_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43ONFIG_ORIGIN_DEFAULT\x10\x01\x12\x16\n\x12\x43ONFIG_ORIGIN_FILE\x10\x02\x12\x1d\n\x19\x43ONFIG_ORIGIN_ENVIRONMENT\x10\x03\x12\x16\n\x12\x43ONFIG_ORIGIN_FLAG\x10\x04\x12\x16\n\x12\x43ONFIG_ORIGIN_LIVE\x10\x05\x42\x45ZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'ZCgithub.com/evilbit-labs/daemoneye/sdk/go/gen/daemoneye/ipc/v1;ipcv1'
   _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._loaded_options = None
   _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._serialized_options = b'8\001'
-  _globals['_CONFIGORIGIN']._serialized_start=804
-  _globals['_CONFIGORIGIN']._serialized_end=979
+  _globals['_CONFIGORIGIN']._serialized_start=826
+  _globals['_CONFIGORIGIN']._serialized_end=1001
   _globals['_CONFIGFIELD']._serialized_start=95
   _globals['_CONFIGFIELD']._serialized_end=239
   _globals['_CONFIGCHANGE']._serialized_start=241
   _globals['_CONFIGCHANGE']._serialized_end=300
   _globals['_UPDATECONFIGREQUEST']._serialized_start=303
-  _globals['_UPDATECONFIGREQUEST']._serialized_end=537
-  _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._serialized_start=491
-  _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._serialized_end=537
-  _globals['_UPDATECONFIGRESPONSE']._serialized_start=539
-  _globals['_UPDATECONFIGRESPONSE']._serialized_end=627
-  _globals['_GETCONFIGREQUEST']._serialized_start=629
-  _globals['_GETCONFIGREQUEST']._serialized_end=647
-  _globals['_GETCONFIGRESPONSE']._serialized_start=650
-  _globals['_GETCONFIGRESPONSE']._serialized_end=801
+  _globals['_UPDATECONFIGREQUEST']._serialized_end=559
+  _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._serialized_start=513
+  _globals['_UPDATECONFIGREQUEST_CHANGESENTRY']._serialized_end=559
+  _globals['_UPDATECONFIGRESPONSE']._serialized_start=561
+  _globals['_UPDATECONFIGRESPONSE']._serialized_end=649
+  _globals['_GETCONFIGREQUEST']._serialized_start=651
+  _globals['_GETCONFIGREQUEST']._serialized_end=669
+  _globals['_GETCONFIGRESPONSE']._serialized_start=672
+  _globals['_GETCONFIGRESPONSE']._serialized_end=823
 # @@protoc_insertion_point(module_scope)

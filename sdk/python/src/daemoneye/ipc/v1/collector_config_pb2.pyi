@@ -172,6 +172,7 @@ class UpdateConfigRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    ON_BEHALF_OF_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """Check only."""
     expected_version: _builtins.int
@@ -181,6 +182,10 @@ class UpdateConfigRequest(_message.Message):
     idempotency_key: _builtins.str
     """Chosen by the caller, at most 64 bytes: an update that is sent again with the same key is done
     once and answered the same.
+    """
+    on_behalf_of: _builtins.str
+    """Identity for which the agent asks, at most 256 bytes, for the record; empty when the caller asks for
+    itself.
     """
     @_builtins.property
     def changes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -198,10 +203,11 @@ class UpdateConfigRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         expected_version: _builtins.int = ...,
         idempotency_key: _builtins.str = ...,
+        on_behalf_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "expected_version", b"expected_version", "idempotency_key", b"idempotency_key", "reset_fields", b"reset_fields", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "expected_version", b"expected_version", "idempotency_key", b"idempotency_key", "on_behalf_of", b"on_behalf_of", "reset_fields", b"reset_fields", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
