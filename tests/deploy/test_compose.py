@@ -108,9 +108,13 @@ def test_only_the_collector_sees_the_processes_of_the_host():
     assert [one for one in SERVICES if "    pid: host\n" in SERVICES[one]] == ["procmond"]
 
 
-def test_only_the_agent_has_the_state_volume():
-    assert [one for one in SERVICES if "state" in mounts(one)] == ["agent"]
-    assert mounts("agent")["state"] == ("/var/lib/daemoneye", "")
+STATE_VOLUMES = {"agent": "state", "procmond": "procmond-state"}
+
+
+def test_whoever_keeps_state_has_a_volume_of_its_own_for_it():
+    for service, volume in STATE_VOLUMES.items():
+        assert [one for one in SERVICES if volume in mounts(one)] == [service]
+        assert mounts(service)[volume] == ("/var/lib/daemoneye", "")
 
 
 @each_service
@@ -129,8 +133,8 @@ def test_environment_of_the_service_is_accepted_and_names_its_mounts(service):
     environ = scalars(blocks(SERVICES[service], 4)["environment"])
     loaded = load(service, environ=environ)
     assert loaded.value.layout == LAYOUT
-    if service == "agent":
-        assert loaded.value.state_path == Path(mounts("agent")["state"][0])
+    if service in STATE_VOLUMES:
+        assert loaded.value.state_dir == Path(mounts(service)[STATE_VOLUMES[service]][0])
 
 
 @each_service
@@ -159,7 +163,7 @@ def test_image_takes_the_wheels_into_a_clean_base_without_root(service):
     assert "\nUSER 10001:10001\n" in final
     assert "install -d -o 10001 -g 10001 -m 0750 /run/daemoneye" in final
     is_stateful = "install -d -o 10001 -g 10001 -m 0700 /var/lib/daemoneye" in final
-    assert is_stateful == (service == "agent")
+    assert is_stateful == (service in STATE_VOLUMES)
 
 
 @each_service
