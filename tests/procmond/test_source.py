@@ -60,7 +60,7 @@ class HeldScanner:
 
 def context_of(settings: ProcmondSettings) -> SourceContext:
     unused: Any = None
-    return SourceContext(settings, unused, unused)
+    return SourceContext(lambda: settings, unused, unused)
 
 
 @pytest.fixture

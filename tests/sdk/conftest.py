@@ -9,8 +9,8 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from collector_core.event import Event
 from collector_core.capability import SourceCaps
+from collector_core.event import Event
 from collector_core.source import EventSource
 from daemoneye.agent.v1 import registry_service_pb2 as registry_pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc

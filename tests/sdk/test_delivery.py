@@ -216,3 +216,63 @@ async def test_refused_events_are_losses_of_the_log(open_log: Any, eventually: A
         await eventually(lambda: event_log.lost_count.total() == batch.count)
         answer = await delivery.replay(event_log.epoch, 1, 0)
         assert [(one.first_sequence, one.reason) for one in answer.losses] == [(1, "refused")]
+
+
+async def test_sync_that_fails_is_told_and_tried_again(
+    open_log: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    event_log, troubles = open_log(), []
+    is_failing = True
+
+    def fail_or_not() -> None:
+        if is_failing:
+            raise LogUnwritableError("no space left on device; make room")
+
+    monkeypatch.setattr(event_log, "sync", fail_or_not)
+    async with running(event_log, trouble=troubles.append) as delivery:
+        syncing = asyncio.create_task(delivery.sync_every(lambda: 0.001))
+        await eventually(lambda: troubles)
+        assert delivery.trouble == "no space left on device; make room"
+        is_failing = False
+        await eventually(lambda: delivery.trouble == "")
+        assert troubles == ["no space left on device; make room", ""]
+        syncing.cancel()
+
+
+async def test_log_that_cannot_be_read_is_told_and_read_again(
+    open_log: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
+) -> None:
+    monkeypatch.setattr("collector_core.delivery.feeder.RETRY_S", 0.001)
+    event_log, troubles = open_log(), []
+    read, failures = event_log.read, [LogUnwritableError("damaged; make room")] * 2
+
+    def fail_twice(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(*args)
+
+    async with running(event_log, trouble=troubles.append) as delivery:
+        await put(delivery, 10)
+        await publish(delivery, 10)
+        monkeypatch.setattr(event_log, "read", fail_twice)
+        await delivery.replay(event_log.epoch, 3, 5)
+        assert await publish(delivery, 3) == [3, 4, 5]
+        await eventually(lambda: troubles == ["damaged; make room", ""])
+
+
+async def test_bounds_that_cannot_be_applied_leave_the_old_ones(
+    open_log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event_log = open_log()
+
+    def refuse(limits: WalLimits) -> None:
+        raise LogUnwritableError("no space left on device; make room")
+
+    async with running(event_log) as delivery:
+        await put(delivery, 100)
+        await delivery.flush()
+        before = delivery.measure_fill()
+        monkeypatch.setattr(event_log, "apply_limits", refuse)
+        with pytest.raises(LogUnwritableError):
+            await delivery.apply_limits(WalLimits(max_bytes=4 << 20, segment_bytes=1 << 20))
+        assert delivery.measure_fill() == before

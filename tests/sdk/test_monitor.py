@@ -1,288 +1,433 @@
+"""Several sources together: whatever one of them does, the others go on."""
+
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
-from collector_core import monitor as monitor_module
-from collector_core.monitor import Monitor
-from collector_core.source import EventSource, SourceCaps
+from collector_core.capability import SourceCaps
+from collector_core.event import Event
+from collector_core.monitor import MAX_SOURCES, Monitor
+from collector_core.source import EventSource
+from collector_core.source_runner import RunnerLimits, SourceRunner
 from daemoneye.ipc.v1 import collector_control_service_pb2 as pb
-from daemoneye.ipc.v1 import ipc_pb2
 from daemoneye_mesh.completeness import Degradation, DegradedReason
-from daemoneye_mesh.errors import PreconditionError
+from daemoneye_mesh.errors import InvalidConfigError, PreconditionError
 
 pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
 
 GUARD_S = 10
+QUICK = RunnerLimits(
+    prepare_s=0.05,
+    stop_s=0.05,
+    health_interval_s=0.002,
+    health_s=0.02,
+    first_restart_s=0.001,
+    max_restart_s=0.01,
+)
+SLOW_RESTART = RunnerLimits(first_restart_s=GUARD_S)
+CONTEXT: Any = None
 
 
 class ScriptedSource(EventSource):
-    """Fails as often as it is told, then watches; remembers what was called."""
+    """Does what the test says in each of its methods; remembers what was called."""
 
-    caps = SourceCaps(domain=ipc_pb2.MONITORING_DOMAIN_PROCESS)
+    caps = SourceCaps.PROCESS
 
-    def __init__(self, name="one", failures=()):
+    def __init__(self, name: str = "one", **behaviour: Callable[[], Any]) -> None:
         self.name = name
-        self.failures = list(failures)
-        self.calls = []
+        self.behaviour = behaviour
+        """For each method what it does: a function, or a coroutine function."""
+        self.calls: list[str] = []
         self.is_watching = False
-        self.cannot_see = ()
-        self.end = asyncio.Event()
-        self.error_on_cancel = None
 
-    async def prepare(self):
-        self.calls.append("prepare")
+    async def prepare(self, context: Any) -> None:
+        await self._play("prepare")
 
-    async def watch(self, emit):
-        self.calls.append("watch")
-        if self.failures:
-            raise self.failures.pop(0)
+    async def watch(self, emit: Any) -> None:
         self.is_watching = True
         try:
-            await self.end.wait()
-        except asyncio.CancelledError:
-            if self.error_on_cancel:
-                raise self.error_on_cancel from None
-            raise
+            await self._play("watch")
+            await asyncio.Event().wait()
         finally:
             self.is_watching = False
 
-    async def close(self):
-        self.calls.append("close")
+    async def stop(self) -> None:
+        await self._play("stop")
 
-    def degradations(self):
-        return self.cannot_see
+    async def close(self) -> None:
+        await self._play("close")
+
+    async def health_check(self) -> str:
+        return await self._play("health_check") or ""
+
+    def degradations(self) -> Any:
+        return self.behaviour.get("degradations", tuple)()
+
+    async def _play(self, method: str) -> Any:
+        self.calls.append(method)
+        found = self.behaviour.get(method, str)()
+        return await found if asyncio.iscoroutine(found) else found
 
 
-async def emit(event):
+async def emit(event: Event) -> None:
     raise AssertionError("no source emits here")
 
 
-@pytest.fixture(autouse=True)
-def quick_restart(monkeypatch):
-    monkeypatch.setattr(monitor_module, "FIRST_RESTART_DELAY_S", 0.001)
+async def hang() -> None:
+    await asyncio.Event().wait()
 
 
-async def finish(task):
-    task.cancel()
+def fail() -> None:
+    raise ValueError("secret path")
+
+
+def cancel_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.fixture
+def run_monitor(running: Any) -> Callable[..., Monitor]:
+    def run(*sources: EventSource, limits: RunnerLimits = QUICK) -> Monitor:
+        monitor = Monitor(sources, emit, lambda: limits)
+        running(monitor.run(CONTEXT))
+        return monitor
+
+    return run
+
+
+async def within(work: Any) -> None:
     async with asyncio.timeout(GUARD_S):
-        await asyncio.wait([task])
-    assert task.cancelled()
+        await work
 
 
-async def test_sources_are_prepared_before_any_watches_and_closed_at_the_end(running, eventually):
-    order = []
-
-    class Ordered(ScriptedSource):
-        async def prepare(self):
-            order.append(f"prepare {self.name}")
-
-        async def watch(self, emit):
-            order.append(f"watch {self.name}")
-            await super().watch(emit)
-
-        async def close(self):
-            order.append(f"close {self.name}")
-
-    monitor = Monitor([Ordered("a"), Ordered("b")], emit)
+async def test_nothing_is_called_before_the_sources_shall_begin(run_monitor: Any) -> None:
+    source = ScriptedSource()
+    monitor = run_monitor(source)
+    await asyncio.sleep(0)
     assert monitor.state == pb.MONITORING_STATE_STARTING
-    task = running(monitor.run())
-    async with asyncio.timeout(GUARD_S):
-        await monitor.ready.wait()
-    await eventually(lambda: len(order) == 4)
+    assert source.calls == []
+
+
+async def test_begin_prepares_and_watches_and_stop_closes(run_monitor: Any) -> None:
+    one, two = ScriptedSource("one"), ScriptedSource("two")
+    monitor = run_monitor(one, two, limits=RunnerLimits())
+    await within(monitor.begin())
     assert monitor.state == pb.MONITORING_STATE_MONITORING
-    await finish(task)
-    assert order[:2] == ["prepare a", "prepare b"]
-    assert sorted(order[2:4]) == ["watch a", "watch b"]
-    assert order[4:] == ["close b", "close a"]
+    assert one.is_watching
+    assert two.is_watching
+    one.behaviour["stop"] = two.behaviour["stop"] = fail
+    await within(monitor.stop())
+    assert monitor.state == pb.MONITORING_STATE_STOPPING
+    assert one.calls == two.calls == ["prepare", "watch", "stop", "close"]
 
 
-async def test_source_that_fails_is_restarted_and_does_not_stop_the_others(
-    running, eventually, caplog
-):
-    bad, good = ScriptedSource("bad", [ValueError("secret")] * 3), ScriptedSource("good")
-    monitor = Monitor([bad, good], emit)
-    task = running(monitor.run())
-    await eventually(lambda: bad.is_watching)
-    assert bad.calls.count("watch") == 4
-    assert good.calls.count("watch") == 1
-    assert good.is_watching
-    assert caplog.text.count("source bad failed") == 3
-    await finish(task)
-
-
-async def test_failed_source_is_a_degradation_until_it_watches_again(
-    running, eventually, monkeypatch
-):
-    monkeypatch.setattr(monitor_module, "FIRST_RESTART_DELAY_S", 0.2)
-    failures = [ValueError("secret path"), PreconditionError("no access to x; grant it")]
-    source = ScriptedSource("one", failures)
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(monitor.degradations)
-    (first,) = monitor.degradations()
-    assert first == Degradation(
-        DegradedReason.COLLECTOR_UNAVAILABLE, "one", "source one failed: internal error"
-    )
-    await eventually(lambda: [one for one in monitor.degradations() if "grant it" in one.message])
-    await eventually(lambda: source.is_watching)
-    assert monitor.degradations() == ()
-    await finish(task)
-
-
-async def test_source_that_failed_before_a_pause_is_whole_again_after_it(
-    running, eventually, monkeypatch
-):
-    monkeypatch.setattr(monitor_module, "FIRST_RESTART_DELAY_S", 600)
-    source = ScriptedSource("one", [ValueError()])
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(monitor.degradations)
-    async with asyncio.timeout(GUARD_S):
-        await monitor.pause()
-        await monitor.resume()
-    await eventually(lambda: source.is_watching)
-    assert monitor.degradations() == ()
-    await finish(task)
-
-
-async def test_what_the_sources_cannot_see_is_told(running):
+async def test_cancelling_the_run_closes_the_sources(running: Any) -> None:
     source = ScriptedSource()
-    polls = Degradation(DegradedReason.POLLING, "one", "it polls")
-    source.cannot_see = (polls,)
-    assert Monitor([source, source], emit).degradations() == (polls,)
+    monitor = Monitor([source], emit, lambda: QUICK)
+    task = running(monitor.run(CONTEXT))
+    await within(monitor.begin())
+    task.cancel()
+    await within(asyncio.wait({task}))
+    assert task.cancelled()
+    assert source.calls[-1] == "close"
+    assert not source.is_watching
 
 
-async def test_pause_cancels_the_watch_and_resume_starts_it(running, eventually):
-    source = ScriptedSource()
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(lambda: source.is_watching)
+async def test_pause_and_resume_keep_the_sources_prepared(run_monitor: Any) -> None:
+    source = ScriptedSource(stop=fail)
+    monitor = run_monitor(source)
+    await within(monitor.begin())
     for _ in range(3):
-        async with asyncio.timeout(GUARD_S):
-            await monitor.pause()
-            assert not source.is_watching
-            assert monitor.state == pb.MONITORING_STATE_PAUSED
-            await monitor.pause()
-            await monitor.resume()
+        await within(monitor.pause())
+        assert not source.is_watching
+        assert monitor.state == pb.MONITORING_STATE_PAUSED
+        await within(monitor.pause())
+        await within(monitor.resume())
+        await within(monitor.resume())
         assert monitor.state == pb.MONITORING_STATE_MONITORING
-        await eventually(lambda: source.is_watching)
-        await monitor.resume()
-    assert source.calls == ["prepare", "watch", "watch", "watch", "watch"]
-    await finish(task)
+        assert source.is_watching
+    assert source.calls.count("prepare") == 1
+    assert source.calls.count("watch") == 4
+    assert "close" not in source.calls
 
 
-async def test_pause_before_the_first_watch_is_kept(running, eventually):
+async def test_stop_monitoring_closes_and_begin_opens_again(run_monitor: Any) -> None:
     source = ScriptedSource()
-    monitor = Monitor([source], emit)
-    async with asyncio.timeout(GUARD_S):
-        await monitor.pause()
-        task = running(monitor.run())
-        await monitor.ready.wait()
-        assert (source.calls, monitor.state) == (["prepare"], pb.MONITORING_STATE_PAUSED)
-        await monitor.resume()
-    await eventually(lambda: source.is_watching)
-    await finish(task)
+    monitor = run_monitor(source)
+    for _ in range(2):
+        await within(monitor.begin())
+        assert source.is_watching
+        await within(monitor.stop_monitoring())
+        assert monitor.state == pb.MONITORING_STATE_IDLE
+        assert source.calls[-1] == "close"
+    assert source.calls.count("prepare") == 2
 
 
-async def test_quick_pause_and_resume_end_in_the_last_wish(running, eventually):
+@pytest.mark.parametrize("state", ["idle", "starting"])
+async def test_pause_and_resume_change_nothing_unless_it_watches(
+    run_monitor: Any, state: str
+) -> None:
     source = ScriptedSource()
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(lambda: source.is_watching)
-    async with asyncio.timeout(GUARD_S):
-        for _ in range(20):
-            await asyncio.gather(monitor.pause(), monitor.resume())
-        await monitor.resume()
-        await eventually(lambda: source.is_watching)
-        for _ in range(20):
-            await asyncio.gather(monitor.resume(), monitor.pause())
-    assert not source.is_watching
-    assert monitor.state == pb.MONITORING_STATE_PAUSED
-    await finish(task)
+    monitor = run_monitor(source)
+    if state == "idle":
+        await within(monitor.begin())
+        await within(monitor.stop_monitoring())
+    before, calls = monitor.state, list(source.calls)
+    await within(monitor.pause())
+    await within(monitor.resume())
+    assert (monitor.state, source.calls) == (before, calls)
 
 
-async def test_source_that_fails_while_it_is_paused_does_not_hold_the_pause_up(
-    running, eventually, caplog
-):
+async def test_begin_ends_a_pause(run_monitor: Any) -> None:
     source = ScriptedSource()
-    source.error_on_cancel = ValueError("broken cleanup")
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(lambda: source.is_watching)
-    async with asyncio.timeout(GUARD_S):
-        await monitor.pause()
-    assert "while it was stopped" in caplog.text
-    await monitor.resume()
-    await eventually(lambda: source.is_watching)
-    await finish(task)
+    monitor = run_monitor(source)
+    await within(monitor.begin())
+    await within(monitor.pause())
+    await within(monitor.begin())
+    assert source.is_watching
+    assert monitor.state == pb.MONITORING_STATE_MONITORING
 
 
-async def test_source_that_cancels_itself_is_restarted(running, eventually):
-    source = ScriptedSource("one", [asyncio.CancelledError()])
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(lambda: source.is_watching)
-    assert source.calls.count("watch") == 2
-    await finish(task)
-
-
-async def test_source_that_returns_has_ended_and_the_monitor_goes_on(running, eventually):
-    ending, other = ScriptedSource("ending"), ScriptedSource("other")
-    ending.end.set()
-    monitor = Monitor([ending, other], emit)
-    task = running(monitor.run())
-    await eventually(lambda: other.is_watching)
-    assert ending.calls == ["prepare", "watch"]
-    assert monitor.degradations() == ()
-    await finish(task)
-
-
-async def test_stop_is_for_good(running, eventually):
+async def test_stop_is_for_good(run_monitor: Any) -> None:
     source = ScriptedSource()
-    monitor = Monitor([source], emit)
-    task = running(monitor.run())
-    await eventually(lambda: source.is_watching)
-    async with asyncio.timeout(GUARD_S):
-        await monitor.stop()
-    assert not source.is_watching
-    for ask in (monitor.resume, monitor.pause, monitor.resume):
-        await ask()
+    monitor = run_monitor(source)
+    await within(monitor.begin())
+    await within(monitor.stop())
+    for ask in (monitor.resume, monitor.pause, monitor.stop_monitoring, monitor.begin):
+        await within(ask())
         assert monitor.state == pb.MONITORING_STATE_STOPPING
+    assert not source.is_watching
     assert source.calls.count("watch") == 1
-    await finish(task)
 
 
-async def test_source_that_cannot_be_prepared_ends_the_run_and_closes_the_others(running):
-    class Broken(ScriptedSource):
-        async def prepare(self):
-            raise PreconditionError("no /proc; mount it")
+async def test_quick_pause_and_resume_end_in_the_last_wish(
+    run_monitor: Any, eventually: Any
+) -> None:
+    sources = [ScriptedSource(name) for name in ("one", "two", "three")]
+    monitor = run_monitor(*sources)
+    await within(monitor.begin())
+    for _ in range(20):
+        await within(asyncio.gather(monitor.pause(), monitor.resume()))
+    await eventually(lambda: all(one.is_watching for one in sources))
+    assert monitor.state == pb.MONITORING_STATE_MONITORING
+    await within(monitor.pause())
+    for _ in range(20):
+        await within(asyncio.gather(monitor.resume(), monitor.pause()))
+    assert not any(one.is_watching for one in sources)
+    assert monitor.state == pb.MONITORING_STATE_PAUSED
 
-    first = ScriptedSource("first")
-    monitor = Monitor([first, Broken("broken")], emit)
-    with pytest.raises(PreconditionError, match="no /proc"):
-        await monitor.run()
-    assert first.calls == ["prepare", "close"]
-    assert not monitor.ready.is_set()
+
+@pytest.fixture
+async def cling() -> AsyncIterator[Callable[[], Any]]:
+    """Hangs and swallows every cancellation until the test is over."""
+    is_over = asyncio.Event()
+
+    async def hang_on() -> None:
+        while not is_over.is_set():
+            try:
+                await is_over.wait()
+            except asyncio.CancelledError:
+                continue
+        raise asyncio.CancelledError
+
+    yield hang_on
+    is_over.set()
 
 
-async def test_backoff_grows_with_each_failure_and_starts_anew_after_long_work(monkeypatch):
-    """Reads the delays that are slept; a fake clock says how long the source worked."""
-    now_s, worked_s, delays = 0.0, [0, 0, 0, 100, 0], []
+@pytest.mark.parametrize("trouble", [fail, cancel_itself, hang, None])
+@pytest.mark.parametrize("method", ["prepare", "watch", "stop", "close", "health_check"])
+async def test_source_with_trouble_does_not_affect_the_others(
+    *, run_monitor: Any, cling: Any, method: str, trouble: Any
+) -> None:
+    bad, good = ScriptedSource("bad", **{method: trouble or cling}), ScriptedSource("good")
+    monitor = run_monitor(bad, good)
+    await within(monitor.begin())
+    assert good.is_watching
+    await within(monitor.pause())
+    assert not good.is_watching
+    await within(monitor.resume())
+    assert good.is_watching
+    await within(monitor.stop_monitoring())
+    assert good.calls[-1] == "close"
+    assert good.calls.count("prepare") == 1
+    assert good.calls.count("watch") == 2
 
-    class Working(ScriptedSource):
-        async def watch(self, emit):
-            nonlocal now_s
-            if not worked_s:
-                return
-            now_s += worked_s.pop(0)
-            raise ValueError
 
-    async def sleep(delay_s):
-        delays.append(delay_s)
+@pytest.mark.parametrize("trouble", [fail, cancel_itself])
+@pytest.mark.parametrize("method", ["prepare", "watch"])
+async def test_source_that_failed_is_started_again(
+    run_monitor: Any, eventually: Any, method: str, trouble: Any
+) -> None:
+    left = [trouble, trouble, trouble]
+    bad = ScriptedSource("bad", **{method: lambda: left.pop()() if left else None})
+    monitor = run_monitor(bad, ScriptedSource("good"))
+    await within(monitor.begin())
+    await eventually(lambda: not left and bad.is_watching)
+    assert monitor.runners[0].failure_count == 3
+    await eventually(lambda: monitor.degradations() == ())
 
-    monkeypatch.setattr(monitor_module, "FIRST_RESTART_DELAY_S", 0.5)
-    monkeypatch.setattr(monitor_module.asyncio, "sleep", sleep)
-    monitor = Monitor([Working()], emit, monotonic=lambda: now_s)
-    await monitor._supervise(monitor._sources[0])
-    monkeypatch.undo()
-    assert delays == [0.5, 1.0, 2.0, 0.5, 1.0]
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        fail,
+        lambda: None,
+        lambda: 7,
+        lambda: ["polls"],
+        lambda: (fail() for _ in range(1)),
+    ],
+)
+async def test_source_that_cannot_say_what_it_does_not_see_is_a_degradation_itself(
+    run_monitor: Any, answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    polls = Degradation(DegradedReason.POLLING, "good", "it polls")
+    bad = ScriptedSource("bad", degradations=answer)
+    good = ScriptedSource("good", degradations=lambda: [polls])
+    monitor = run_monitor(bad, good)
+    await within(monitor.begin())
+    told, own = monitor.degradations()
+    assert (told.reason, told.subject) == (DegradedReason.READ_ERRORS, "bad")
+    assert own == polls
+    assert monitor.degradations() == (told, own)
+    assert caplog.text.count("source bad cannot say what it does not see") == 1
+
+
+async def test_same_degradation_of_two_sources_is_told_once(run_monitor: Any) -> None:
+    polls = Degradation(DegradedReason.POLLING, "unit", "it polls")
+    sources = [ScriptedSource(name, degradations=lambda: (polls,)) for name in ("one", "two")]
+    monitor = run_monitor(*sources)
+    await within(monitor.begin())
+    assert monitor.degradations() == (polls,)
+
+
+async def test_failed_source_is_a_degradation_that_hides_foreign_texts(run_monitor: Any) -> None:
+    def refuse() -> None:
+        raise PreconditionError("no access to x; grant it")
+
+    bad, worse = ScriptedSource("bad", watch=fail), ScriptedSource("worse", prepare=refuse)
+    monitor = run_monitor(bad, worse, limits=SLOW_RESTART)
+    await within(monitor.begin())
+    await within(monitor.runners[0].wait_settled())
+    found = {one.subject: one for one in monitor.degradations()}
+    assert found["bad"].reason is DegradedReason.COLLECTOR_UNAVAILABLE
+    assert "secret" not in found["bad"].message
+    assert found["worse"].message == "source worse failed: no access to x; grant it"
+
+
+@pytest.mark.parametrize(
+    ("ask", "command"), [("pause", "collectors resume"), ("stop_monitoring", "collectors start")]
+)
+async def test_every_source_is_degraded_while_it_was_told_not_to_watch(
+    run_monitor: Any, ask: str, command: str
+) -> None:
+    monitor = run_monitor(ScriptedSource("one"), ScriptedSource("two"))
+    await within(monitor.begin())
+    assert monitor.degradations() == ()
+    await within(getattr(monitor, ask)())
+    (found,) = monitor.degradations()
+    assert (found.reason, found.subject) == (DegradedReason.PAUSED, "one, two")
+    assert command in found.message
+    await within(monitor.begin())
+    assert monitor.degradations() == ()
+
+
+async def test_begin_returns_when_a_source_has_failed(run_monitor: Any) -> None:
+    monitor = run_monitor(ScriptedSource("bad", prepare=fail), limits=SLOW_RESTART)
+    await within(monitor.begin())
+    assert monitor.runners[0].failure
+
+
+async def test_pause_waits_for_the_end_of_a_watch_that_is_unwell(
+    running: Any, eventually: Any
+) -> None:
+    source = ScriptedSource(health_check=lambda: "the ring is full; drain it", stop=hang)
+
+    def check_once() -> RunnerLimits:
+        was_checked = "health_check" in source.calls
+        return RunnerLimits(health_interval_s=GUARD_S if was_checked else 0.001, stop_s=0.05)
+
+    monitor = Monitor([source], emit, check_once)
+    running(monitor.run(CONTEXT))
+    await within(monitor.begin())
+    await eventually(lambda: monitor.runners[0].failure)
+    await within(monitor.pause())
+    assert not source.is_watching
+
+
+async def test_source_that_returns_has_ended_and_the_others_go_on(run_monitor: Any) -> None:
+    class Ending(ScriptedSource):
+        async def watch(self, emit: Any) -> None:
+            self.calls.append("watch")
+
+    ending, other = Ending("ending"), ScriptedSource("other")
+    monitor = run_monitor(ending, other)
+    await within(monitor.begin())
+    assert other.is_watching
+    assert monitor.degradations() == ()
+    assert ending.calls.count("watch") == 1
+
+
+async def test_source_that_only_answers_is_prepared_and_asked_how_it_is(
+    run_monitor: Any, eventually: Any
+) -> None:
+    class Answering(EventSource):
+        name = "answering"
+        caps = SourceCaps.PROCESS
+
+        def __init__(self) -> None:
+            self.asked_count = 0
+
+        async def prepare(self, context: Any) -> None:
+            pass
+
+        async def health_check(self) -> str:
+            self.asked_count += 1
+            return "the index is broken; rebuild it"
+
+    source = Answering()
+    monitor = run_monitor(source, ScriptedSource("other"))
+    await within(monitor.begin())
+    await eventually(lambda: monitor.runners[0].failure_count > 0)
+    assert source.asked_count >= 3
+    assert "the index is broken" in str(monitor.runners[0].last_error)
+
+
+async def test_every_change_of_a_source_is_told(running: Any) -> None:
+    told: list[tuple[str, bool]] = []
+
+    def note(runner: SourceRunner) -> None:
+        told.append((runner.name, runner.is_watching))
+
+    monitor = Monitor([ScriptedSource("one")], emit, lambda: QUICK, note)
+    running(monitor.run(CONTEXT))
+    await within(monitor.begin())
+    assert told[-1] == ("one", True)
+    await within(monitor.stop())
+    assert told[-1] == ("one", False)
+
+
+async def test_runner_of_a_source_is_found() -> None:
+    one, two = ScriptedSource("one"), ScriptedSource("two")
+    monitor = Monitor([one, two], emit)
+    assert monitor.runner_of(two).source is two
+
+
+class Blind(EventSource):
+    name = "blind"
+    caps = SourceCaps.REALTIME
+
+
+@pytest.mark.parametrize(
+    ("sources", "text"),
+    [
+        ([], "1 to 16 sources"),
+        ([ScriptedSource(str(number)) for number in range(MAX_SOURCES + 1)], "1 to 16 sources"),
+        ([ScriptedSource("a"), ScriptedSource("b"), ScriptedSource("a")], "called a"),
+        ([Blind()], "no source has a domain"),
+    ],
+)
+async def test_sources_that_cannot_run_together_are_refused(sources: Any, text: str) -> None:
+    with pytest.raises(InvalidConfigError, match=text):
+        Monitor(sources, emit)

@@ -1,3 +1,5 @@
+"""The lease at the agent: taken, kept by heartbeats, taken again, given back."""
+
 import asyncio
 from pathlib import Path
 
@@ -6,9 +8,7 @@ import pytest
 from collector_core.registration import CollectorDescription, Registration
 from daemoneye.agent.v1 import registry_service_pb2 as pb
 from daemoneye.agent.v1 import registry_service_pb2_grpc
-from daemoneye.common.v1 import completeness_pb2
 from daemoneye.ipc.v1 import ipc_pb2
-from daemoneye_mesh.completeness import Degradation, DegradedReason
 from daemoneye_mesh.errors import ConflictError, ErrorReason, PreconditionError
 
 pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
@@ -34,15 +34,35 @@ def lost():
     return PreconditionError("no lease; register again", reason=ErrorReason.NOT_REGISTERED)
 
 
+class Vitals:
+    """What the collector says of itself; a test changes it."""
+
+    def __init__(self):
+        self.health = pb.COLLECTOR_HEALTH_OK
+        self.asked_count = 0
+
+    def __call__(self):
+        self.asked_count += 1
+        return pb.HeartbeatRequest(
+            health=self.health, metrics={"events_emitted": 3}, config_version=self.asked_count
+        )
+
+
 @pytest.fixture
-def degradations():
+def vitals():
+    return Vitals()
+
+
+@pytest.fixture
+def changes():
+    """Whether the agent holds a lease, each time it was told."""
     return []
 
 
 @pytest.fixture
-def registration(connect, mesh_identity, degradations):
+def registration(connect, mesh_identity, vitals, changes):
     stub = registry_service_pb2_grpc.RegistryServiceStub(connect(mesh_identity.layout.agent_socket))
-    return Registration(stub, DESCRIPTION, lambda: degradations, lambda: {"events_emitted": 3})
+    return Registration(stub, DESCRIPTION, vitals, changes.append)
 
 
 async def test_registration_says_what_the_collector_is(
@@ -60,7 +80,7 @@ async def test_registration_says_what_the_collector_is(
     assert request.heartbeat_interval.ToMilliseconds() == 2_500
 
 
-async def test_heartbeats_arrive_numbered_from_1_and_with_counters(
+async def test_heartbeats_arrive_numbered_from_1_and_with_what_the_collector_says(
     registration, registry, serve, running, eventually
 ):
     await serve(registry)
@@ -71,7 +91,7 @@ async def test_heartbeats_arrive_numbered_from_1_and_with_counters(
     assert {(one.collector_id, one.instance_epoch) for one in beats} == {("unit", 7)}
     assert dict(beats[0].metrics) == {"events_emitted": 3.0}
     assert beats[0].health == pb.COLLECTOR_HEALTH_OK
-    assert beats[0].completeness.state == completeness_pb2.COMPLETENESS_STATE_COMPLETE
+    assert [one.config_version for one in beats] == [1, 2, 3, 4, 5]  # asked for each anew
     assert len(registry.registrations) == 1
 
 
@@ -99,16 +119,37 @@ async def test_lease_without_an_interval_falls_back_to_the_wanted_one(
     assert len(registry.heartbeats) == 1
 
 
-async def test_degradations_are_told_with_the_next_heartbeat(
-    registration, registry, serve, running, eventually, degradations
+async def test_change_of_the_vitals_is_told_with_the_next_heartbeat(
+    *, registration, registry, serve, running, eventually, vitals
 ):
     await serve(registry)
     running(registration.run())
     await eventually(lambda: registry.heartbeats)
-    degradations.append(Degradation(DegradedReason.POLLING, "unit", "it polls"))
+    vitals.health = pb.COLLECTOR_HEALTH_DEGRADED
     await eventually(lambda: registry.heartbeats[-1].health == pb.COLLECTOR_HEALTH_DEGRADED)
-    (cause,) = registry.heartbeats[-1].completeness.causes
-    assert (cause.subject, cause.message) == ("unit", "it polls")
+
+
+async def test_every_change_of_the_lease_is_heard(
+    *, registration, registry, serve, running, eventually, changes
+):
+    await serve(registry)
+    running(registration.run())
+    await eventually(lambda: registry.heartbeats)
+    assert changes == [True]
+    registry.loss = lost()
+    await eventually(lambda: len(registry.registrations) == 2 and registration.is_registered)
+    assert changes == [True, False, True]
+    async with asyncio.timeout(GUARD_S):
+        await registration.deregister("bye")
+    await eventually(lambda: not registration.is_registered)
+    assert changes == [True, False, True]  # whoever leaves does not miss the lease
+
+
+async def test_agent_that_was_never_reached_is_heard_of(registration, running, eventually, changes):
+    running(registration.run())
+    await eventually(lambda: changes)
+    assert changes[0] is False
+    assert not registration.is_registered
 
 
 async def test_lost_lease_is_taken_again(registration, registry, serve, running, eventually):

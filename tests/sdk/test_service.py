@@ -1,3 +1,5 @@
+"""What one collector answers: capabilities, schema, tasks, its log and analyses."""
+
 import asyncio
 import logging
 
@@ -5,14 +7,27 @@ import grpc
 import grpc.aio
 import pytest
 
+from collector_core.analysis import AnalysisError, AnalysisErrorKind, AnalysisFinding
+from collector_core.analysis_service import AnalysisRunner
+from collector_core.capability import SourceCaps
+from collector_core.delivery import ReplayAnswer
 from collector_core.service import MAX_TASKS, CollectorServicer
-from collector_core.source import SourceCaps, TaskSource
-from daemoneye.common.v1 import common_pb2, completeness_pb2
+from collector_core.source import EventSource
+from collector_core.source_runner import RunnerLimits, SourceRunner
+from collector_core.wal import LogLoss, LossReason
+from daemoneye.common.v1 import analysis_pb2, common_pb2, completeness_pb2
+from daemoneye.ipc.v1 import analysis_pb2 as ipc_analysis_pb2
 from daemoneye.ipc.v1 import collector_service_pb2 as pb
-from daemoneye.ipc.v1 import collector_service_pb2_grpc, ipc_pb2
+from daemoneye.ipc.v1 import collector_service_pb2_grpc, event_log_pb2, ipc_pb2
 from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.completeness import Degradation, DegradedReason
-from daemoneye_mesh.errors import ErrorReason, PreconditionError
+from daemoneye_mesh.errors import (
+    ErrorReason,
+    InvalidRequestError,
+    OverloadedError,
+    PreconditionError,
+    UnsupportedError,
+)
 from daemoneye_mesh.limits import MAX_CHUNK_BYTES
 from daemoneye_mesh.rpc_status import from_rpc_error
 from daemoneye_mesh.server import MeshServer
@@ -22,17 +37,15 @@ pytestmark = pytest.mark.usefixtures("no_leftover_tasks")
 GUARD_S = 20
 ENUMERATE = common_pb2.TASK_TYPE_ENUMERATE_PROCESSES
 VERIFY = common_pb2.TASK_TYPE_VERIFY_EXECUTABLE
+BEHAVIOR = analysis_pb2.ANALYSIS_TYPE_BEHAVIORAL_ANALYSIS
 
 
-class FakeSource(TaskSource):
+class FakeSource(EventSource):
     """Answers with as many records as it is told, and may wait in between."""
 
     name = "fake"
-    caps = SourceCaps(
-        domain=ipc_pb2.MONITORING_DOMAIN_PROCESS,
-        system_wide=True,
-        task_types=frozenset({ENUMERATE, VERIFY, common_pb2.TASK_TYPE_CHECK_PROCESS_HASH}),
-    )
+    caps = SourceCaps.PROCESS | SourceCaps.SYSTEM_WIDE
+    task_types = frozenset({ENUMERATE, VERIFY, common_pb2.TASK_TYPE_CHECK_PROCESS_HASH})
     tables = (pb.TableDescription(name="processes", task_type=ENUMERATE),)
 
     def __init__(self):
@@ -43,9 +56,6 @@ class FakeSource(TaskSource):
         self.open_count = 0
         self.go = asyncio.Event()
         self.go.set()
-
-    async def watch(self, emit):
-        await asyncio.Event().wait()
 
     async def execute(self, task, report):
         self.open_count += 1
@@ -61,18 +71,63 @@ class FakeSource(TaskSource):
             self.open_count -= 1
 
 
-class NetworkSource(TaskSource):
-    """Another domain with no tasks."""
+class NetworkSource(EventSource):
+    """Another domain with no tasks, and one analysis."""
 
     name = "network"
-    caps = SourceCaps(domain=ipc_pb2.MONITORING_DOMAIN_NETWORK, realtime=True)
+    caps = SourceCaps.NETWORK | SourceCaps.REALTIME
+    analyses = frozenset({BEHAVIOR})
+
+    def __init__(self):
+        self.error = None
+        self.asked = []
 
     async def watch(self, emit):
         await asyncio.Event().wait()
 
-    async def execute(self, task, report):
-        raise NotImplementedError
-        yield
+    async def analyze(self, request):
+        self.asked.append(request)
+        if self.error:
+            raise self.error
+        return AnalysisFinding(findings={"peers": "3"}, confidence=0.5)
+
+
+class FakeLog:
+    """Remembers what was asked; a test says what it answers."""
+
+    def __init__(self):
+        self.asked = []
+        self.error = None
+        self.watermark = 0
+        self.losses = ()
+
+    async def acknowledge(self, epoch, sequence):
+        self.asked.append((epoch, sequence))
+        if self.error:
+            raise self.error
+        return self.watermark
+
+    async def replay(self, epoch, first, last):
+        self.asked.append((epoch, first, last))
+        if self.error:
+            raise self.error
+        return ReplayAnswer(first, last, self.losses)
+
+
+class FakeAnalyses(AnalysisRunner):
+    """Remembers how much time it was given."""
+
+    def __init__(self, sources):
+        super().__init__(sources, 3)
+        self.timeouts_s = []
+
+    async def analyze(self, request, timeout_s=None):
+        self.timeouts_s.append(timeout_s)
+        return await super().analyze(request, timeout_s)
+
+
+async def emit(event):
+    raise AssertionError("no source emits here")
 
 
 @pytest.fixture
@@ -81,9 +136,32 @@ async def source():
 
 
 @pytest.fixture
-async def servicer(source):
+async def network():
+    return NetworkSource()
+
+
+@pytest.fixture
+async def runners(source, network):
+    made = [SourceRunner(one, emit, RunnerLimits, lambda runner: None) for one in (source, network)]
+    for runner in made:
+        runner.is_prepared = True
+    return made
+
+
+@pytest.fixture
+async def event_log():
+    return FakeLog()
+
+
+@pytest.fixture
+async def analyses(source, network):
+    return FakeAnalyses([source, network])
+
+
+@pytest.fixture
+async def servicer(runners, event_log, analyses):
     degradation = Degradation(DegradedReason.POLLING, "unit", "it polls")
-    return CollectorServicer("unit", "1.2.3", [source, NetworkSource()], lambda: [degradation])
+    return CollectorServicer("unit", "1.2.3", runners, event_log, analyses, lambda: [degradation])
 
 
 @pytest.fixture
@@ -144,7 +222,9 @@ async def test_capabilities_are_those_of_the_sources(stub):
     assert (advanced.kernel_level, advanced.realtime, advanced.system_wide) == (False, True, True)
     assert list(answer.supported_task_types) == [0, 1, 3]
     assert answer.max_message_bytes == MAX_CHUNK_BYTES
-    assert not answer.supports_replay
+    assert answer.supports_replay
+    assert list(answer.supported_analyses) == [BEHAVIOR]
+    assert answer.max_concurrent_analyses == 3
     assert answer.completeness.state == completeness_pb2.COMPLETENESS_STATE_DEGRADED
     assert [cause.message for cause in answer.completeness.causes] == ["it polls"]
 
@@ -153,6 +233,21 @@ async def test_capabilities_cover_the_requested_domains_only(stub):
     answer = await negotiate(stub, requested_domains=[ipc_pb2.MONITORING_DOMAIN_PROCESS])
     assert list(answer.capabilities.supported_domains) == [0]
     assert not answer.capabilities.advanced.realtime
+    other = await negotiate(stub, requested_domains=[ipc_pb2.MONITORING_DOMAIN_NETWORK])
+    assert list(other.capabilities.supported_domains) == [1]
+    assert (other.capabilities.advanced.realtime, other.capabilities.advanced.system_wide) == (
+        True,
+        False,
+    )
+
+
+async def test_collector_without_analyses_offers_none(runners, event_log):
+    plain = CollectorServicer(
+        "unit", "1", runners[:1], event_log, AnalysisRunner([runners[0].source]), lambda: ()
+    )
+    answer = await plain.NegotiateCapabilities(ipc_pb2.CapabilityRequest(), None)
+    assert not answer.supported_analyses
+    assert answer.max_concurrent_analyses == 0
 
 
 async def test_unknown_domain_is_refused(stub):
@@ -301,10 +396,103 @@ async def test_too_many_tasks_at_once_are_refused(stub, source, servicer, eventu
     assert servicer.task_count == {"ok": MAX_TASKS + 1}
 
 
-async def test_replay_is_refused_as_announced(stub):
-    for method, request in (
-        (stub.Acknowledge, pb.AcknowledgeRequest()),
-        (stub.Replay, pb.ReplayRequest()),
+async def test_task_of_a_source_that_is_not_prepared_is_refused(stub, source, runners):
+    runners[0].is_prepared = False
+    error = await refusal(execute(stub))
+    assert isinstance(error, PreconditionError)
+    assert (error.reason, error.metadata["source"]) == (ErrorReason.STATE_INVALID, "fake")
+    assert source.open_count == 0
+    runners[0].is_prepared = True
+    assert await execute(stub)
+
+
+async def test_first_of_two_sources_with_the_same_task_answers_it(runners, event_log, analyses):
+    other = SourceRunner(FakeSource(), emit, RunnerLimits, lambda runner: None)
+    servicer = CollectorServicer("unit", "1", [*runners, other], event_log, analyses, lambda: ())
+    runners[0].source.record_count = 2
+    chunks = [one async for one in servicer.ExecuteTask(task_of(), None)]
+    assert chunks[-1].record_count == 2
+
+
+async def test_acknowledge_passes_on_and_answers_the_watermark(stub, event_log):
+    event_log.watermark = 90
+    request = pb.AcknowledgeRequest(source_epoch=7, source_sequence=80)
+    answer = await stub.Acknowledge(request, timeout=GUARD_S)
+    assert answer.source_sequence == 90
+    assert event_log.asked == [(7, 80)]
+
+
+async def test_replay_answers_the_range_and_what_is_lost(stub, event_log):
+    event_log.losses = tuple(
+        LogLoss(7, 10 + number, 11 + number, reason, 1_500_000_000 + number)
+        for number, reason in enumerate(LossReason)
+    )
+    request = pb.ReplayRequest(source_epoch=7, from_sequence=5, to_sequence=50)
+    answer = await stub.Replay(request, timeout=GUARD_S)
+    assert event_log.asked == [(7, 5, 50)]
+    assert (answer.from_sequence, answer.to_sequence) == (5, 50)
+    names = [event_log_pb2.EventLossReason.Name(one.reason) for one in answer.losses]
+    assert names == [f"EVENT_LOSS_REASON_{reason.name}" for reason in LossReason]
+    assert [one.first_sequence for one in answer.losses] == [
+        10 + number for number in range(len(LossReason))
+    ]
+    assert answer.losses[0].last_sequence == 11
+    assert answer.losses[0].lost_at.ToNanoseconds() == 1_500_000_000
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (InvalidRequestError("epoch 9 is not in the log; ask for 7"), ErrorReason.REQUEST_INVALID),
+        (OverloadedError("64 ranges wait; ask again later"), ErrorReason.LIMIT_REACHED),
+    ],
+)
+async def test_errors_of_the_log_reach_the_caller(stub, event_log, error, reason):
+    event_log.error = error
+    for call in (
+        stub.Replay(pb.ReplayRequest(source_epoch=9), timeout=GUARD_S),
+        stub.Acknowledge(pb.AcknowledgeRequest(source_epoch=9), timeout=GUARD_S),
     ):
-        error = await refusal(method(request, timeout=GUARD_S))
-        assert error.reason is ErrorReason.FEATURE_UNSUPPORTED
+        found = await refusal(call)
+        assert (found.reason, found.message) == (reason, error.message)
+
+
+def analysis_of(analysis_type=BEHAVIOR, trigger_id="a1"):
+    target = analysis_pb2.AnalysisTarget(path="/usr/bin/true")
+    return ipc_analysis_pb2.AnalyzeRequest(
+        trigger_id=trigger_id, analysis_type=analysis_type, target=target
+    )
+
+
+async def test_analysis_is_done_within_the_time_of_the_caller(stub, network, analyses):
+    answer = await stub.Analyze(analysis_of(), timeout=GUARD_S)
+    assert dict(answer.result.findings) == {"peers": "3"}
+    assert network.asked[0].target.path == "/usr/bin/true"
+    (timeout_s,) = analyses.timeouts_s
+    assert 0 < timeout_s <= GUARD_S
+
+
+async def test_analysis_without_a_deadline_is_passed_on_without_one(stub, analyses):
+    await stub.Analyze(analysis_of())
+    assert analyses.timeouts_s == [None]
+
+
+async def test_analysis_that_fails_is_an_answer_with_its_kind_only(stub, network):
+    network.error = AnalysisError(AnalysisErrorKind.UNAVAILABLE, "no such file: /root/secret")
+    answer = await stub.Analyze(analysis_of(), timeout=GUARD_S)
+    assert answer.failure.kind == analysis_pb2.ANALYSIS_ERROR_KIND_UNAVAILABLE
+    assert b"secret" not in answer.SerializeToString()
+
+
+async def test_analysis_that_is_not_offered_is_unimplemented(stub):
+    error = await refusal(
+        stub.Analyze(analysis_of(analysis_pb2.ANALYSIS_TYPE_BINARY_HASH), timeout=GUARD_S)
+    )
+    assert isinstance(error, UnsupportedError)
+
+
+async def test_analysis_of_a_source_that_is_not_prepared_is_refused(stub, network, runners):
+    runners[1].is_prepared = False
+    error = await refusal(stub.Analyze(analysis_of(), timeout=GUARD_S))
+    assert (error.reason, error.metadata["source"]) == (ErrorReason.STATE_INVALID, "network")
+    assert not network.asked

@@ -254,5 +254,35 @@ async def test_source_that_fails_at_close_is_closed_all_the_same(run_source: Any
     assert runner.is_watching
 
 
+async def test_prepare_is_called_off_when_the_source_shall_be_closed(
+    run_source: Any, eventually: Any
+) -> None:
+    source = ScriptedSource()
+    source.script["prepare"] = [hang]
+    runner = run_source(source)
+    await runner.want(Wanted.WATCHING)
+    await eventually(lambda: source.calls == ["prepare"])
+    await settle(runner, Wanted.CLOSED)
+    assert source.calls == ["prepare", "close"]
+    assert (runner.failure, runner.failure_count) == ("", 0)
+    await settle(runner, Wanted.WATCHING)
+    assert runner.is_watching
+
+
+@pytest.mark.parametrize("turns", range(16))
+async def test_run_that_is_cancelled_at_any_moment_leaves_no_watch_behind(turns: int) -> None:
+    source, context = ScriptedSource(), None
+    runner = SourceRunner(source, emit, lambda: QUICK, lambda runner: None)
+    task = asyncio.ensure_future(runner.run(context))  # type: ignore[arg-type]
+    await runner.want(Wanted.WATCHING)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(GUARD_S):
+        await asyncio.wait({task})
+    assert task.cancelled()
+    assert not source.calls or source.calls[-1] == "close"
+
+
 async def say(text: str) -> str:
     return text

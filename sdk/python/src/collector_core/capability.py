@@ -157,7 +157,10 @@ class Reconfigures(Protocol):
     """Obeys settings that change while it runs."""
 
     async def reconfigure(self, settings: "CollectorSettings") -> None:
-        """Takes over settings; when it raises, it is called again with those of before."""
+        """Takes over settings: before each ``prepare``, and when they change.
+
+        When it raises at a change, the change is refused and it is called again with those of before.
+        """
 
 
 @dataclass(frozen=True, slots=True)

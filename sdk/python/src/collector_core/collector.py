@@ -131,6 +131,10 @@ class Collector:
                     running.gaps.tell_until_now(gap)
                 yield running
                 is_clean = True
+        except BaseException as error:
+            # Whatever ends it on purpose has left nothing under way.
+            is_clean = isinstance(unwrap(error), DaemoneyeError)
+            raise
         finally:
             await in_thread(lambda: event_log.close(clean=is_clean))
 

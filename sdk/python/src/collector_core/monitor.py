@@ -62,15 +62,14 @@ class Monitor:
     ) -> None:
         check_sources(sources)
         self.runners = tuple(SourceRunner(source, emit, limits, on_source) for source in sources)
+        self._complained: set[str] = set()
         self.state: pb.MonitoringState.ValueType = pb.MONITORING_STATE_STARTING
         """What the sources were told to do."""
 
     def degradations(self) -> tuple[Degradation, ...]:
         """What the sources cannot see right now."""
         own = [*self._of_state(), *(one for runner in self.runners for one in _of_runner(runner))]
-        return merge_degradations(
-            own, *(_degradations_of(runner.source) for runner in self.runners)
-        )
+        return merge_degradations(own, *(self._of_source(one.source) for one in self.runners))
 
     def runner_of(self, source: EventSource) -> SourceRunner:
         """Returns who runs a source."""
@@ -126,22 +125,24 @@ class Monitor:
             return
         yield Degradation(DegradedReason.PAUSED, ", ".join(names), text)
 
+    def _of_source(self, source: EventSource) -> Sequence[Degradation]:
+        if not isinstance(source, Degrades):
+            return ()
+        try:
+            found = tuple(source.degradations())
+            if not all(isinstance(one, Degradation) for one in found):
+                raise TypeError("these are no degradations")
+        except Exception:
+            text = f"source {source.name} cannot say what it does not see"
+            if source.name not in self._complained:  # this is asked for each heartbeat
+                log.exception("%s", text)
+            self._complained.add(source.name)
+            return (Degradation(DegradedReason.READ_ERRORS, source.name, text),)
+        self._complained.discard(source.name)
+        return found
+
 
 def _of_runner(runner: SourceRunner) -> Iterator[Degradation]:
     if runner.failure:
         text = f"source {runner.name} failed: {runner.failure}"
         yield Degradation(DegradedReason.COLLECTOR_UNAVAILABLE, runner.name, text)
-
-
-def _degradations_of(source: EventSource) -> Sequence[Degradation]:
-    if not isinstance(source, Degrades):
-        return ()
-    try:
-        found = tuple(source.degradations())
-        if not all(isinstance(one, Degradation) for one in found):
-            raise TypeError("these are no degradations")
-        return found
-    except Exception:
-        log.exception("source %s cannot say what it does not see", source.name)
-        text = f"source {source.name} cannot say what it does not see"
-        return (Degradation(DegradedReason.READ_ERRORS, source.name, text),)

@@ -12,39 +12,37 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from collector_core.analysis_service import AnalysisRunner
-from collector_core.bus import BusPublisher
 from collector_core.capability import Watches, caps_of
 from collector_core.clock import Clock
 from collector_core.delivery import Delivery, DeliveryBounds, Pressure
+from collector_core.ending import Ending
 from collector_core.event import Event
 from collector_core.gap import GapKeeper, GapReason, LifeMark
 from collector_core.hashing import FileHasher
+from collector_core.links import Links, open_links
 from collector_core.live_config import LiveConfig
 from collector_core.monitor import Monitor
 from collector_core.reconfiguration import Followers, follow_settings, wal_limits_of
-from collector_core.registration import CollectorDescription, Registration
+from collector_core.registration import CollectorDescription
 from collector_core.report import Report
 from collector_core.resources import DegradationLevel
 from collector_core.service import CollectorServicer
 from collector_core.settings import CollectorSettings
-from collector_core.shutdown import Phase, ShutdownCoordinator
+from collector_core.shutdown import ShutdownCoordinator
 from collector_core.source import EventSource, SourceContext
 from collector_core.source_runner import RunnerLimits, SourceRunner
-from collector_core.tokens import TokenKeeper
 from collector_core.trigger import TriggerEngine
 from collector_core.vitals import Vitals
 from collector_core.wal import EventLog, SyncPolicy
-from daemoneye.agent.v1 import registry_service_pb2_grpc
+from daemoneye.agent.v1 import registry_service_pb2
 from daemoneye.ipc.v1 import collector_control_service_pb2 as control_pb
 from daemoneye.ipc.v1 import collector_health_pb2
 from daemoneye_mesh.access import AccessTable
-from daemoneye_mesh.channel import open_channel
 from daemoneye_mesh.completeness import Degradation
 from daemoneye_mesh.errors import PreconditionError
 from daemoneye_mesh.identity import Identity, Principal
 from daemoneye_mesh.lifecycle import StopRequest
 from daemoneye_mesh.server import MeshServer
-from daemoneye_mesh.token import FileTokenSource
 
 __all__ = ["CollectorParts", "RunningCollector"]
 
@@ -93,7 +91,6 @@ class RunningCollector:
     ) -> None:
         settings = config.current
         self._identity = identity
-        self._layout = settings.layout
         self._sources = sources
         self._announced = caps_of(sources)
         self._parts = parts
@@ -129,13 +126,13 @@ class RunningCollector:
         """Times in which it did not see everything."""
         self.vitals.follow_gaps(self.gaps)
         self.vitals.resources.on_level(self._note_level)
-        self._analyses = AnalysisRunner(sources, settings.analysis_concurrency, clock.monotonic_s)
+        self.analyses = AnalysisRunner(sources, settings.analysis_concurrency, clock.monotonic_s)
         self.service = CollectorServicer(
             identity.id,
             version,
             self.monitor.runners,
             self.delivery,
-            self._analyses,
+            self.analyses,
             self.degradations,
         )
         """Answers for its sources."""
@@ -234,7 +231,7 @@ class RunningCollector:
 
     def stats(self) -> control_pb.GetCollectorStatsResponse:
         """The counters."""
-        return self._report.stats(self.state, self.service.task_count, self._analyses.counts)
+        return self._report.stats(self.state, self.service.task_count, self.analyses.counts)
 
     def degradations(self) -> Sequence[Degradation]:
         """What it cannot see right now."""
@@ -251,20 +248,30 @@ class RunningCollector:
         if self._stop.is_set:  # asked for in the moment between serving and now
             stop.request(self._stop.reason)
         self._stop = stop
-        token_file = self.config.current.token_file or self._layout.token_file(self._identity)
-        agent = open_channel(self._layout.agent_socket, FileTokenSource(token_file).token)
-        registry: registry_service_pb2_grpc.RegistryServiceAsyncStub
-        registry = registry_service_pb2_grpc.RegistryServiceStub(agent)
-        registration = Registration(
-            registry, self._describe(), self._report.heartbeat, self.vitals.note_registered
+        links = open_links(
+            self._identity,
+            self.config.current,
+            self._describe(),
+            self._heartbeat,
+            self.delivery,
+            self.vitals,
         )
-        tokens = TokenKeeper(registry, (self._layout.broker,))
-        bus = open_channel(self._layout.eventbus_socket, tokens.source(self._layout.broker))
-        publisher = BusPublisher(bus, self.delivery.outbox, on_state=self.vitals.note_bus)
-        parts: dict[str, Callable[[], Awaitable[None]]] = {
-            "tokens": tokens.run,
-            "publisher": publisher.run,
-            "registration": registration.run,
+        async with links as opened, asyncio.TaskGroup() as group:
+            tasks = {
+                name: group.create_task(_run(part), name=name)
+                for name, part in self._tasks(opened, server).items()
+            }
+            await stop.wait()
+            await self._shut_down(Ending(self, server, opened, tasks, stop.reason))
+            for task in tasks.values():
+                task.cancel()
+
+    def _tasks(self, links: Links, server: MeshServer) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What runs until the end, by name."""
+        tasks: dict[str, Callable[[], Awaitable[None]]] = {
+            "tokens": links.tokens.run,
+            "publisher": links.publisher.run,
+            "registration": links.registration.run,
             "delivery": self.delivery.run,
             "gaps": self._tell_gaps,
             "mark": self._mark_life,
@@ -278,19 +285,8 @@ class RunningCollector:
             "begin": self._begin,
         }
         if self.config.current.wal_sync is SyncPolicy.INTERVAL:
-            parts["sync"] = self._sync
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {
-                    name: group.create_task(_run(part), name=name) for name, part in parts.items()
-                }
-                await stop.wait()
-                await self._shut_down(server, registration, publisher, tasks)
-                for task in tasks.values():
-                    task.cancel()
-        finally:
-            await bus.close()
-            await agent.close()
+            tasks["sync"] = self._sync
+        return tasks
 
     async def _begin(self) -> None:
         """Watches from the start; a collector of which no source can ever work ends."""
@@ -324,59 +320,19 @@ class RunningCollector:
         while True:
             self.vitals.note_shedding(self.gaps)
             self.vitals.note_resources()
+            self.vitals.note_config(self.config.problems, self.config.is_inconsistent)
             await self._clock.sleep(1.0)
 
     async def _sync(self) -> None:
         await self.delivery.sync_every(lambda: self.config.current.wal_sync_interval_s)
 
-    async def _shut_down(
-        self,
-        server: MeshServer,
-        registration: Registration,
-        publisher: BusPublisher,
-        tasks: dict[str, asyncio.Task[None]],
-    ) -> None:
+    async def _shut_down(self, ending: Ending) -> None:
         budget_s = self._budget_s or self.config.current.shutdown_timeout_s
-        self._shutdown = shutdown = ShutdownCoordinator(budget_s, self._clock)
+        self._shutdown = ending.plan(budget_s, self._clock)
         if self._is_forced:
-            shutdown.hurry()
-
-        async def announce() -> None:
-            self.vitals.health.stopping()
-            await server.health.drain()
-
-        async def deliver() -> None:
-            tasks["begin"].cancel()
-            await self._analyses.close()
-            await self.monitor.stop()
-            self.vitals.note_shedding(self.gaps)
-            self.gaps.tell_open()  # the next life knows of its own gap only
-            await self.gaps.flush()
-            await self.delivery.flush()
-            if publisher.is_connected:  # else it is in the log, for the next life
-                await publisher.drain()
-                await self.delivery.publish_rest()
-
-        async def seal() -> None:
-            for name in ("delivery", "sync"):
-                if name in tasks:
-                    tasks[name].cancel()
-                    await asyncio.wait({tasks[name]})
-
-        shutdown.add(Phase.PREPARING, "announce", announce)
-        shutdown.add(Phase.STOPPING, "deliver", deliver)
-        shutdown.add(Phase.CLEANUP, "seal the log", seal, critical=True)
-        shutdown.add(
-            Phase.CLEANUP, "give the lease back", lambda: registration.deregister(self._stop.reason)
-        )
-        shutdown.add(Phase.CLEANUP, "stop serving", server.drain)
-        report = await shutdown.run(self._stop.reason)
-        if left := self.delivery.pending_count:
-            log.error("%d events had no time to get into the log", left)
-        if unpublished := self.delivery.outbox.pending_count:
-            log.info("%d events wait in the log for the next life", unpublished)
-        log.debug("shutdown: %s", report)
-        self.vitals.health.stopped()
+            self._shutdown.hurry()
+        await self._shutdown.run(self._stop.reason)
+        ending.conclude()
 
     def _runner_limits(self) -> RunnerLimits:
         settings = self.config.current
@@ -415,15 +371,25 @@ class RunningCollector:
             self.gaps.close(GapReason.PAUSED, "")
             self.gaps.close(GapReason.STOPPED, "")
 
+    def _heartbeat(self) -> registry_service_pb2.HeartbeatRequest:
+        beat = self._report.heartbeat()
+        hashes, triggers = self._parts.hasher.counters, self._parts.triggers
+        beat.metrics["files_hashed"] = hashes.hashed
+        beat.metrics["hash_cache_hits"] = hashes.cache_hits
+        beat.metrics["hash_failures"] = hashes.failures.total()
+        beat.metrics["triggers_emitted"] = triggers.emitted
+        beat.metrics["triggers_refused"] = triggers.refused.total()
+        return beat
+
     def _context(self) -> SourceContext:
-        return SourceContext(self.config.current, self._parts.hasher, self.vitals.resources)
+        return SourceContext(lambda: self.config.current, self._parts.hasher, self.vitals.resources)
 
     def _describe(self) -> CollectorDescription:
         return CollectorDescription(
             collector_id=self._identity.id,
             instance_epoch=self._instance_epoch,
             version=self._version,
-            socket_path=self._layout.collector_socket(self._identity.id),
+            socket_path=self.config.current.layout.collector_socket(self._identity.id),
             domains=self._announced.domains,
             task_types=sorted(self._announced.task_types),
             pid=os.getpid(),

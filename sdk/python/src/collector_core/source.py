@@ -1,5 +1,6 @@
 """What a collector's author implements: sources. What they can do follows from their methods."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,18 +19,23 @@ __all__ = ["EventSource", "SourceContext", "TaskReport"]
 class SourceContext:
     """What a source may use of the collector it is part of."""
 
-    settings: "CollectorSettings"
-    """Those in force when the source is prepared; ``reconfigure`` tells later ones."""
+    read_settings: "Callable[[], CollectorSettings]"
+    """Gives those in force."""
     hasher: "FileHasher"
     """Digests of files, within the budget of the collector."""
     resources: "ResourceGuard"
     """Says what to do without, so as to stay within the budget."""
 
+    @property
+    def settings(self) -> "CollectorSettings":
+        """The settings in force; ``reconfigure`` tells of changes."""
+        return self.read_settings()
+
 
 class EventSource:
     """One source within a collector: a name, what it sees, and any of the methods in ``capability``.
 
-    The SDK calls, in this order: ``prepare``; ``watch`` until it is stopped and cancelled (pause ends
+    The SDK calls, in this order: ``reconfigure`` with the settings in force; ``prepare``; ``watch`` until it is stopped and cancelled (pause ends
     it, resume calls it again); ``close``, also after a ``prepare`` that failed. Meanwhile ``health_check``, ``degradations``, ``execute``,
     ``analyze``, ``check_settings`` and ``reconfigure`` as need be. All are optional.
     """

@@ -8,13 +8,14 @@ end it is not started again.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from collector_core.capability import ChecksHealth, Closes, Prepares, Stops, Watches
+from collector_core.capability import ChecksHealth, Closes, Prepares, Reconfigures, Stops, Watches
 from collector_core.event import Emit
+from collector_core.interval import sleep_interval
 from collector_core.source import EventSource, SourceContext
 from daemoneye_mesh.error_interceptor import is_cancelled_from_outside
 from daemoneye_mesh.errors import (
@@ -34,8 +35,6 @@ _LASTING = (InvalidRequestError, PreconditionError, PermissionDeniedError, Unsup
 
 MAX_UNWELL = 3
 """Health checks in a row that fail before a source is started again."""
-
-MAX_NAP_S = 1.0
 
 log = logging.getLogger("daemoneye.monitor")
 
@@ -154,7 +153,7 @@ class SourceRunner:
     async def _live(self, context: SourceContext) -> None:
         """One life: from ``prepare`` until it shall be closed; raises when the source fails."""
         await self._prepare(context)
-        while self._wanted is not Wanted.CLOSED:
+        while self.is_prepared and self._wanted is not Wanted.CLOSED:
             if self._wanted is Wanted.WATCHING and isinstance(self.source, Watches):
                 await self._watch(self.source)
             else:
@@ -167,9 +166,32 @@ class SourceRunner:
                 "an earlier call of it hangs and does not end; restart the collector"
             )
         self._is_open = True
+        if isinstance(self.source, Reconfigures):  # it may have been made before the last change
+            takeover = self.source.reconfigure(context.settings)
+            await self._within(self._limits().prepare_s, takeover, "reconfigure")
         if isinstance(self.source, Prepares):
-            await self._within(self._limits().prepare_s, self.source.prepare(context), "prepare")
+            prepare = self._within(
+                self._limits().prepare_s, self.source.prepare(context), "prepare"
+            )
+            if not await self._unless_closed(prepare):
+                return
         await self._note(is_prepared=True, failure="", is_lasting=False)
+
+    async def _unless_closed(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Awaits something for as long as the source shall be open; returns whether it was done."""
+        working = asyncio.ensure_future(work)
+        unwanted = asyncio.ensure_future(self._until(lambda: self._wanted is Wanted.CLOSED))
+        try:
+            await asyncio.wait({working, unwanted}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return True
+            return False
+        finally:
+            unwanted.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
 
     async def _watch(self, source: Watches) -> None:
         """Watches until something else is wanted; raises when the source fails."""
@@ -231,7 +253,7 @@ class SourceRunner:
             return
         unwell_count = 0
         while True:
-            await self._wait_health_interval()
+            await sleep_interval(lambda: self._limits().health_interval_s)
             try:
                 wrong = await self._within(
                     self._limits().health_s, source.health_check(), "health_check"
@@ -244,15 +266,6 @@ class SourceRunner:
                 raise SourceFailedError(f"is unwell for {unwell_count} checks: {wrong}")
             if wrong != self.failure:
                 await self._note(failure=wrong)
-
-    async def _wait_health_interval(self) -> None:
-        """Sleeps little by little: an interval that was shortened meanwhile is obeyed soon."""
-        begun_s = time.monotonic()
-        while True:
-            left_s = begun_s + self._limits().health_interval_s - time.monotonic()
-            if left_s <= 0:
-                return
-            await asyncio.sleep(min(left_s, MAX_NAP_S))
 
     async def _close(self) -> None:
         await self._note(is_prepared=False, is_watching=False)

@@ -45,7 +45,9 @@ class Vitals:
         self._bus = self.health.component("bus")
         self._registration = self.health.component("registration")
         self._resources = self.health.component("resources")
+        self._config = self.health.component("config")
         self._log.ok()
+        self._config.ok()
         self._resources.ok()
         self.resources.on_level(self._note_level)
         self.clocks.on_event(self.resources.note_clock_event)
@@ -80,6 +82,17 @@ class Vitals:
             self._log.recoverable(f"{trouble}; events wait")
         else:
             self._log.ok()
+
+    def note_config(self, problems: Sequence[str], is_inconsistent: bool) -> None:
+        """Takes over what is wrong with the settings in force."""
+        if is_inconsistent:
+            self._config.permanent(
+                "an update failed and so did going back; restart the collector, or update again"
+            )
+        elif problems:
+            self._config.recoverable(f"{problems[0]}; update or reset it")
+        else:
+            self._config.ok()
 
     def note_resources(self) -> None:
         """Takes over whether the process stays within its budget, and whether that can be told."""

@@ -16,6 +16,7 @@ from collector_core import (
     SourceContext,
     TaskReport,
 )
+from collector_core.interval import sleep_interval
 from daemoneye.common.v1 import common_pb2
 from daemoneye.ipc.v1 import collector_service_pb2, ipc_pb2
 from daemoneye_mesh.completeness import Degradation, DegradedReason
@@ -71,7 +72,6 @@ class ProcessSource(EventSource):
 
     async def prepare(self, context: SourceContext) -> None:
         """Opens procfs; refuses to start where there is none."""
-        await self.reconfigure(context.settings)
         procfs = await asyncio.to_thread(ProcFs, self._settings.proc_dir)
         limits = TrackerLimits(
             process_count=self._settings.max_processes, recheck_count=RECHECK_COUNT
@@ -86,14 +86,15 @@ class ProcessSource(EventSource):
     async def watch(self, emit: Emit) -> None:
         """Scans and emits what happened, until cancelled."""
         while True:
-            settings = self._settings
             result = await self._scan()
             while self._pending:
                 await self._emit(self._pending[0], emit)
                 self._pending.popleft()
-            await asyncio.sleep(
-                next_delay_s(settings.scan_interval_s, result.cpu_s, settings.scan_cpu_share)
-            )
+            await sleep_interval(lambda result=result: self._delay_s(result))  # type: ignore[misc]
+
+    def _delay_s(self, result: ScanResult) -> float:
+        settings = self._settings
+        return next_delay_s(settings.scan_interval_s, result.cpu_s, settings.scan_cpu_share)
 
     def degradations(self) -> Sequence[Degradation]:
         """Polling itself, and what the last scan could not see."""

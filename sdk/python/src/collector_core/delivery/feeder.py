@@ -116,7 +116,8 @@ class Feeder:
                     await self._feed_range(self._ranges[0])
                 if self._is_behind:
                     await self._catch_up()
-            except LogUnwritableError as error:  # a damaged file that cannot be mended now
+            except LogUnwritableError as error:  # a file is damaged and cannot be mended now
+                log.error("events cannot be read from the log yet: %s", error.message)
                 self._on_trouble(error.message)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -174,12 +175,7 @@ class Feeder:
     async def _read(self, epoch: int, first: int, last: int) -> Sequence[OutboxGroup]:
         if first > last:
             return ()
-        while True:
-            try:
-                return await in_thread(lambda: self._log.read(epoch, first, last, READ_BYTES))
-            except LogUnwritableError as error:  # a file is damaged and cannot be mended now
-                log.error("events cannot be read from the log yet: %s", error.message)
-                await asyncio.sleep(RETRY_S)
+        return await in_thread(lambda: self._log.read(epoch, first, last, READ_BYTES))
 
     async def _put(self, group: OutboxGroup) -> None:
         while not self._outbox.put_group(group):

@@ -16,6 +16,7 @@ from collector_core.delivery.committer import Committer, in_thread
 from collector_core.delivery.feeder import Feeder
 from collector_core.delivery.pressure import Pressure
 from collector_core.event import Event, Sequencer
+from collector_core.interval import sleep_interval
 from collector_core.wal import EventLog, LogLoss, LogPosition, LogUnwritableError, WalLimits
 from daemoneye_mesh.errors import ErrorReason, InvalidRequestError
 
@@ -128,7 +129,7 @@ class Delivery:
     async def sync_every(self, interval_s: Callable[[], float]) -> None:
         """Puts on disk what the kernel has, every so often, until cancelled."""
         while True:
-            await asyncio.sleep(interval_s())
+            await sleep_interval(interval_s)
             await self._try("sync", self.log.sync)
 
     async def flush(self) -> None:

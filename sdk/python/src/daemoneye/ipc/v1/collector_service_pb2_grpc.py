@@ -106,7 +106,8 @@ class CollectorServiceServicer(object):
         MUST-COL-23: a filter in the task MUST be honoured; a filter that does not belong to the task
         type MUST be refused.
         Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED:
-        a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once).
+        a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once),
+        FAILED_PRECONDITION (STATE_INVALID: the source that answers is stopped or has failed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +142,7 @@ class CollectorServiceServicer(object):
         the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
 
         Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
-        analysis that was not offered).
+        analysis that was not offered), FAILED_PRECONDITION (STATE_INVALID: as for a task).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

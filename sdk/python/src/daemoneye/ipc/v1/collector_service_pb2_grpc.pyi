@@ -69,7 +69,8 @@ class CollectorServiceStub:
     MUST-COL-23: a filter in the task MUST be honoured; a filter that does not belong to the task
     type MUST be refused.
     Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED:
-    a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once).
+    a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once),
+    FAILED_PRECONDITION (STATE_INVALID: the source that answers is stopped or has failed).
     """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_collector_service_pb2.AcknowledgeRequest, _collector_service_pb2.AcknowledgeResponse]
     """Tells the collector up to where its events are stored for good, so that it may let go of them.
@@ -92,7 +93,7 @@ class CollectorServiceStub:
     the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
 
     Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
-    analysis that was not offered).
+    analysis that was not offered), FAILED_PRECONDITION (STATE_INVALID: as for a task).
     """
 
 @_typing.type_check_only
@@ -124,7 +125,8 @@ class CollectorServiceAsyncStub(CollectorServiceStub):
     MUST-COL-23: a filter in the task MUST be honoured; a filter that does not belong to the task
     type MUST be refused.
     Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED:
-    a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once).
+    a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once),
+    FAILED_PRECONDITION (STATE_INVALID: the source that answers is stopped or has failed).
     """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_collector_service_pb2.AcknowledgeRequest, _collector_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """Tells the collector up to where its events are stored for good, so that it may let go of them.
@@ -147,7 +149,7 @@ class CollectorServiceAsyncStub(CollectorServiceStub):
     the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
 
     Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
-    analysis that was not offered).
+    analysis that was not offered), FAILED_PRECONDITION (STATE_INVALID: as for a task).
     """
 
 class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -194,7 +196,8 @@ class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
         MUST-COL-23: a filter in the task MUST be honoured; a filter that does not belong to the task
         type MUST be refused.
         Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED:
-        a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once).
+        a task type that was not offered), RESOURCE_EXHAUSTED (LIMIT_REACHED: too many tasks at once),
+        FAILED_PRECONDITION (STATE_INVALID: the source that answers is stopped or has failed).
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +238,7 @@ class CollectorServiceServicer(metaclass=_abc_1.ABCMeta):
         the caller's; 30 s is usual. Offered for CapabilityResponse.supported_analyses.
 
         Errors: INVALID_ARGUMENT (ENUM_UNKNOWN, REQUEST_INVALID), UNIMPLEMENTED (FEATURE_UNSUPPORTED: an
-        analysis that was not offered).
+        analysis that was not offered), FAILED_PRECONDITION (STATE_INVALID: as for a task).
         """
 
 def add_CollectorServiceServicer_to_server(servicer: CollectorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
