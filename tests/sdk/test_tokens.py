@@ -87,7 +87,7 @@ async def test_delay_until_the_renewal_follows_the_life_of_the_token(
 
     registry.token_ttl_s = ttl_s
     await serve(registry)
-    monkeypatch.setattr(tokens_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(tokens_module, "sleep_unless_set", sleep)
     running(keeper.run())
     async with asyncio.timeout(GUARD_S):
         await is_asleep.wait()

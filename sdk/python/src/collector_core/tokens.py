@@ -15,6 +15,7 @@ from daemoneye.agent.v1 import registry_service_pb2, registry_service_pb2_grpc
 from daemoneye_mesh.channel import TokenSource
 from daemoneye_mesh.errors import UnavailableError
 from daemoneye_mesh.identity import Identity
+from daemoneye_mesh.wall_clock import sleep_unless_set
 
 __all__ = ["TokenKeeper"]
 
@@ -77,7 +78,7 @@ class TokenKeeper:
             self._held[audience] = await keep_trying(
                 f"get a token for {audience.name}", lambda: self._issue(audience)
             )
-            await asyncio.sleep(self._held[audience].renew_at_s - self._monotonic())
+            await sleep_unless_set(self._held[audience].renew_at_s - self._monotonic())
 
     async def _issue(self, audience: Identity) -> _Held:
         answer = await self._registry.IssueToken(

@@ -331,6 +331,9 @@ class SourcePlan:
         newest = max(self._epochs, default=0)
         for number, epoch in sorted(self._epochs.items()):
             contiguous = epoch.progress.contiguous
+            if epoch.position is not None and number != newest:
+                # A log that was torn knows of less than it gave out; it would refuse the rest.
+                contiguous = min(contiguous, epoch.position.last_sequence)
             is_kept = epoch.position is not None or number == newest
             if is_kept and not epoch.is_refused and contiguous > epoch.acknowledged:
                 return Acknowledge(number, contiguous)

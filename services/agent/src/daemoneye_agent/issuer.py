@@ -21,6 +21,7 @@ from daemoneye_mesh.token import (
     write_token_file,
     write_trust_bundle,
 )
+from daemoneye_mesh.wall_clock import sleep_unless_set
 
 __all__ = ["IdentityIssuer", "IssuedToken", "OwnTokens"]
 
@@ -82,7 +83,7 @@ class IdentityIssuer:
         life_s = self._ttl.total_seconds()
         delay_s = life_s * _RENEW_SHARE
         while True:
-            await asyncio.sleep(delay_s)
+            await sleep_unless_set(delay_s)
             try:
                 await asyncio.to_thread(self.publish)
             except (DaemoneyeError, OSError) as error:

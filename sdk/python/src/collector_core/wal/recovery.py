@@ -216,6 +216,8 @@ class _Recoverer:
             return "state.json is missing"
         if self._losses or not _goes_on(state, books):
             return "events are missing"
+        if self._repaired_bytes:
+            return "the end of a segment was torn"
         is_lost = state.sync is SyncPolicy.INTERVAL and state.boot_id != boot_id
         if is_lost and not state.is_clean:
             return "the host went down before everything was on its disk"
