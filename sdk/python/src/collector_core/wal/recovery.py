@@ -208,20 +208,23 @@ class _Recoverer:
         self, state: LogState | None, books: dict[int, EpochBook], was_damaged: bool, boot_id: str
     ) -> str:
         """Returns why a sequence may have been given out that nobody remembers; empty if none."""
-        if self._quarantined:
-            return "state.json is damaged" if was_damaged else "a segment is damaged"
-        if (self._directory / REPAIR_FILE).exists():
-            return "a repair was interrupted"
-        if state is None:
-            return "state.json is missing"
-        if self._losses or not _goes_on(state, books):
-            return "events are missing"
-        if self._repaired_bytes:
-            return "the end of a segment was torn"
-        is_lost = state.sync is SyncPolicy.INTERVAL and state.boot_id != boot_id
-        if is_lost and not state.is_clean:
-            return "the host went down before everything was on its disk"
-        return ""
+        is_lost = (
+            state is not None
+            and state.sync is SyncPolicy.INTERVAL
+            and state.boot_id != boot_id
+            and not state.is_clean
+        )
+        doubts = {
+            "state.json is damaged": bool(self._quarantined) and was_damaged,
+            "a segment is damaged": bool(self._quarantined),
+            "a repair was interrupted": (self._directory / REPAIR_FILE).exists(),
+            "state.json is missing": state is None,
+            "events are missing": bool(self._losses),
+            "the state names what is not there": state is not None and not _goes_on(state, books),
+            "the end of a segment was torn": bool(self._repaired_bytes),
+            "the host went down before everything was on its disk": is_lost,
+        }
+        return next((doubt for doubt, is_there in doubts.items() if is_there), "")
 
 
 def _goes_on(state: LogState, books: dict[int, EpochBook]) -> bool:
