@@ -240,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "alerts-columns": lambda: columns_of("alerts"),
     "collector-events-columns": lambda: columns_of("collector_events"),
     "collection-gaps-columns": lambda: columns_of("collection_gaps"),
+    "analysis-results-columns": lambda: columns_of("analysis_results"),
     "event-losses-columns": lambda: columns_of("event_losses"),
     "shared-settings": lambda: own_settings(ProcessSettings, ProcessSettings),
     "agent-settings": lambda: own_settings(AgentSettings, ProcessSettings),

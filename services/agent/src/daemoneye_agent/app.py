@@ -38,6 +38,7 @@ from daemoneye_agent.service_status import StatusServicer
 from daemoneye_agent.store import EventStore, StoreLimits
 from daemoneye_agent.store_file import StoreFailedError
 from daemoneye_agent.store_thread import StoreThread
+from daemoneye_agent.workflow import Workflow
 from daemoneye_mesh.access import AccessTable
 from daemoneye_mesh.authentication import AuthInterceptor
 from daemoneye_mesh.channel import open_channel
@@ -53,6 +54,8 @@ LEASE_SWEEP_S = 0.5
 RETENTION_SWEEP_S = 600.0
 FLUSH_BUDGET_S = 2.0
 """How long a stopping agent waits for the broker to take the last alerts."""
+ANALYSES_BUDGET_S = 2.0
+"""How long a stopping agent waits for analyses under way; the next start asks for the others."""
 
 log = logging.getLogger("daemoneye.agent")
 
@@ -115,6 +118,8 @@ class Agent:
         self._pipeline = Pipeline(
             store, rulebook, self._coverage, self._bus.publish, note_progress=self._note_progress
         )
+        self._workflow = Workflow(store=store, registry=self._registry, clients=self._clients)
+        self._pipeline.on_triggers(self._workflow.note_stored)
         self._delivery = Delivery(
             store=store,
             registry=self._registry,
@@ -142,6 +147,7 @@ class Agent:
                 tasks = [
                     group.create_task(self._bus.publisher.run(), name="publisher"),
                     group.create_task(self._delivery.run(), name="delivery"),
+                    group.create_task(self._workflow.run(), name="workflow"),
                     group.create_task(self._issuer.run(), name="issuer"),
                     group.create_task(self._sweep_leases(), name="leases"),
                     group.create_task(self._sweep_store(), name="retention"),
@@ -152,6 +158,7 @@ class Agent:
                 await server.drain()
                 subscription.cancel()
                 await asyncio.wait({subscription})  # the batch under way is stored first
+                await self._workflow.drain(ANALYSES_BUDGET_S)
                 await self._bus.flush(FLUSH_BUDGET_S)
                 for task in tasks:
                     task.cancel()

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from daemoneye.eventbus.v1 import eventbus_pb2
 from daemoneye_agent.alert import AlertDraft, Recorded, render_row
 from daemoneye_agent.alert_message import describe_degradations
+from daemoneye_agent.collector_event import CollectorEventRow
 from daemoneye_agent.collector_event_message import to_collector_row
 from daemoneye_agent.engine import Match
 from daemoneye_agent.event import EventRow
 from daemoneye_agent.ingest import IngestResult
 from daemoneye_agent.loss import Shortfall
 from daemoneye_agent.process_row import NotAboutProcessError, to_event_row
+from daemoneye_agent.workflow_record import TRIGGER_EVENT
 from daemoneye_mesh.completeness import Degradation, DegradedReason
 from daemoneye_mesh.errors import InvalidRequestError
 
@@ -38,6 +40,12 @@ class Batch:
     recorded: tuple[Recorded, ...] = ()
     shortfall: Shortfall | None = None
     """All that is known to be missing; None when that did not change."""
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether something in it asks for an analysis; costs a look at every row."""
+        rows = (row for row in self.rows or () if isinstance(row, CollectorEventRow))
+        return any(row.event_type == TRIGGER_EVENT for row in rows)
 
     def convert(self) -> None:
         """Makes rows of the messages.

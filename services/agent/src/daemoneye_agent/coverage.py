@@ -19,7 +19,7 @@ MAX_CAUSES = 32
 _MAX_SUBJECT_CHARS = 64
 _MAX_MESSAGE_CHARS = 512
 _EVENT_TABLES = frozenset({"process_events"})
-_OTHER_EVENT_TABLES = frozenset({"collector_events"})
+_OTHER_EVENT_TABLES = frozenset({"collector_events", "analysis_results"})
 _DERIVED_TABLES = frozenset({"alerts"})
 _IN_SERVICE = {CollectorState.REGISTERED, CollectorState.SERVING, CollectorState.DEGRADED}
 

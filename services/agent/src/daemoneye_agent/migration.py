@@ -76,7 +76,13 @@ def check_version(connection: apsw.Connection, known: int) -> int:
     return found
 
 
-_SIMPLE_TABLES = ("alerts", "event_losses", "collector_events", "collection_gaps")
+_SIMPLE_TABLES = (
+    "alerts",
+    "event_losses",
+    "collector_events",
+    "collection_gaps",
+    "analysis_results",
+)
 
 
 def _missing_columns(connection: apsw.Connection) -> Iterator[str]:
@@ -147,5 +153,20 @@ _DELIVERY_LAYOUT = (
     "CREATE TABLE replay_sources (source_id TEXT PRIMARY KEY NOT NULL)",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_create_layout, _add_delivery)
+
+def _add_analyses(connection: apsw.Connection) -> None:
+    """What became of the requests among the collector events gets a table."""
+    for statement in _ANALYSES_LAYOUT:
+        connection.execute(statement)
+
+
+_ANALYSES_LAYOUT = (
+    f"CREATE TABLE analysis_results ({_columns(TABLES['analysis_results'], 'result_id')})",
+    "CREATE UNIQUE INDEX analysis_results_key ON analysis_results (source_id, trigger_id)",
+    "CREATE INDEX analysis_results_finished ON analysis_results (finished_ns)",
+    "CREATE INDEX collector_events_triggers ON collector_events (event_id) "
+    "WHERE event_type = 'trigger'",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_create_layout, _add_delivery, _add_analyses)
 """Entry i turns layout i into layout i + 1. Append only: files of every layout are out there."""

@@ -70,6 +70,7 @@ class Pipeline:
         note_progress: Callable[[Sequence[EpochProgress]], None] = lambda _: None,
     ) -> None:
         self._note_progress = note_progress
+        self._note_triggers: Callable[[], None] = lambda: None
         self._store = store
         self._rulebook = rulebook
         self._coverage = coverage
@@ -80,6 +81,10 @@ class Pipeline:
         self.counters = PipelineCounters()
         self.refused: Counter[str] = Counter()
         """Messages that could not be used, by reason."""
+
+    def on_triggers(self, callback: Callable[[], None]) -> None:
+        """Calls back after each commit that may have stored requests for analyses."""
+        self._note_triggers = callback
 
     async def process(
         self, messages: Sequence[eventbus_pb2.EventBusMessage], undecodable_count: int = 0
@@ -118,6 +123,8 @@ class Pipeline:
             self._announce(recorded, batch.degradations_for(recorded[0].rule_id))
         self.announce(batch.result.alerts)
         self._note_progress(batch.result.progress)
+        if batch.result.other_count and batch.has_triggers:
+            self._note_triggers()
 
     async def _take_through(self, batch: Batch) -> None:
         delay_s = self._first_retry_s

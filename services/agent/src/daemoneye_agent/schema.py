@@ -126,6 +126,36 @@ _GAP_COLUMNS = columns(
     ("message", "TEXT", "what happened, as one sentence"),
 )
 
+_ANALYSIS_COLUMNS = columns(
+    ("result_id", "INTEGER", "row id, rising in the order in which requests were finished"),
+    ("trigger_id", "TEXT", "id of the request, as who asked chose it"),
+    ("source_id", "TEXT", "collector that asked"),
+    ("target_collector", "TEXT", "collector that was to be asked"),
+    (
+        "analysis_type",
+        "TEXT",
+        "binary_hash, memory_analysis, yara_scan, network_analysis, behavioral_analysis or custom",
+    ),
+    ("custom_type", "TEXT", "name of a custom analysis; else empty"),
+    ("priority", "TEXT", "low, normal, high or critical"),
+    ("requested_ns", "INTEGER", "when it was asked for, nanoseconds since the Unix epoch"),
+    ("finished_ns", "INTEGER", "when its outcome was known, nanoseconds since the Unix epoch"),
+    ("outcome", "TEXT", "done, failed, undeliverable or refused"),
+    ("error_kind", "TEXT", "why it is not done; NULL when it is"),
+    ("sha256", "TEXT", "digest that was found, lower-case hexadecimal"),
+    ("blake3", "TEXT", "digest that was found, lower-case hexadecimal"),
+    (
+        "findings",
+        "TEXT",
+        "JSON: what was found by name, further digests by algorithm; NULL unless done",
+    ),
+    ("confidence", "REAL", "how sure who looked is, from 0 to 1; NULL unless done"),
+    ("boot_id", "TEXT", "boot of the process to look at; NULL when only a file is meant"),
+    ("pid", "INTEGER", "process to look at"),
+    ("start_ticks", "INTEGER", "start of that process in clock ticks since boot"),
+    ("path", "TEXT", "file to look at; NULL when only a process is meant"),
+)
+
 
 def _index(*tables: Table) -> Mapping[str, Table]:
     return {table.name: table for table in tables}
@@ -151,6 +181,12 @@ TABLES: Mapping[str, Table] = _index(
         TableKind.STORED,
         "events that are not about processes: network, filesystem, performance, triggers",
         _COLLECTOR_EVENT_COLUMNS,
+    ),
+    Table(
+        "analysis_results",
+        TableKind.STORED,
+        "what became of the analyses that collectors asked for",
+        _ANALYSIS_COLUMNS,
     ),
     Table("processes", TableKind.LIVE, "the processes that run right now", PROCESS_COLUMNS),
 )

@@ -33,12 +33,14 @@ from daemoneye_agent.migration import migrate
 from daemoneye_agent.partition import DroppedPartition, day_of
 from daemoneye_agent.progress import SourceProgress
 from daemoneye_agent.store_alerts import AlertTable, RuleSwitches
+from daemoneye_agent.store_analyses import AnalysisTable
 from daemoneye_agent.store_collector_events import CollectorEventTables
 from daemoneye_agent.store_counters import Counter, CounterTable
 from daemoneye_agent.store_events import EventTables
 from daemoneye_agent.store_file import open_reader, open_writer, size_bytes_of, translate_errors
 from daemoneye_agent.store_limits import Settlement, StoreLimits, StoreStats
 from daemoneye_agent.store_progress import ProgressTable, SavedProgress
+from daemoneye_agent.workflow_record import AnalysisRecord, StoredTrigger
 from daemoneye_mesh.errors import InvalidRequestError
 
 __all__ = ["EventStore", "StoreLimits", "StoreStats", "open_reader"]
@@ -78,6 +80,7 @@ class EventStore:
         self._counters = CounterTable(connection)
         self._events = EventTables(connection, limits, self._counters)
         self._others = CollectorEventTables(connection, limits, self._counters)
+        self._analyses = AnalysisTable(connection, limits, self._counters)
         self._progress = ProgressTable(
             connection, max_ranges=limits.max_loss_ranges, max_epochs=limits.max_source_epochs
         )
@@ -236,9 +239,27 @@ class EventStore:
         return dropped
 
     def drop_aged(self) -> int:
-        """Drops some of the gaps and other events that are too old; repeat it until it says 0."""
+        """Drops some of the gaps, analyses and other events that are too old; repeat until 0."""
         with self._writing():
-            return self._others.drop_aged(self._now_ns())
+            now_ns = self._now_ns()
+            return self._others.drop_aged(now_ns) + self._analyses.drop_aged(now_ns)
+
+    @property
+    def settled_trigger(self) -> int:
+        """Every request for an analysis up to this event had its record."""
+        return self._analyses.settled_id
+
+    def find_triggers(self, after_id: int, limit: int) -> tuple[StoredTrigger, ...]:
+        """The oldest requests for analyses after an event that have no record."""
+        with translate_errors(str(self.path)):
+            return self._analyses.find(after_id, limit)
+
+    def record_analyses(
+        self, records: Sequence[AnalysisRecord], settled_id: int
+    ) -> tuple[bool, ...]:
+        """Keeps what became of requests, all up to ``settled_id`` then; whether each is the first."""
+        with self._writing():
+            return self._analyses.insert(records, settled_id)
 
     def record_alert(self, draft: AlertDraft) -> Recorded:
         """Keeps an alert, or counts it with an equal one; see ``record_alerts``."""

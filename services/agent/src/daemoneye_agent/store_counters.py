@@ -34,6 +34,11 @@ class Counter(StrEnum):
     GAPS_DROPPED = "gaps_dropped"
     GAP_BYTES_STORED = "gap_bytes_stored"
     GAP_BYTES_DROPPED = "gap_bytes_dropped"
+    TRIGGERS_SETTLED = "triggers_settled"
+    ANALYSES_STORED = "analyses_stored"
+    ANALYSES_DROPPED = "analyses_dropped"
+    ANALYSIS_BYTES_STORED = "analysis_bytes_stored"
+    ANALYSIS_BYTES_DROPPED = "analysis_bytes_dropped"
 
 
 class CounterTable:

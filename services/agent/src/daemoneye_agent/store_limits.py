@@ -36,6 +36,8 @@ class StoreLimits:
     """Events that are not about processes; they take a quarter of ``max_store_bytes`` at most."""
     max_gaps: int = 100_000
     """Gaps in collection; they take an eighth of ``max_store_bytes`` at most."""
+    max_analyses: int = 100_000
+    """Results of analyses; they take an eighth of ``max_store_bytes`` at most."""
 
     def __post_init__(self) -> None:
         # SQLite allows 500 parts in the UNION ALL of the view; days and parts must fit in.
@@ -47,6 +49,7 @@ class StoreLimits:
         _check_range("max_source_epochs", self.max_source_epochs, 1, self.max_loss_ranges)
         _check_range("max_collector_events", self.max_collector_events, 1, 100_000_000)
         _check_range("max_gaps", self.max_gaps, 1, 10_000_000)
+        _check_range("max_analyses", self.max_analyses, 1, 10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
