@@ -469,7 +469,7 @@ async def test_analysis_is_done_within_the_time_of_the_caller(stub, network, ana
     assert dict(answer.result.findings) == {"peers": "3"}
     assert network.asked[0].target.path == "/usr/bin/true"
     (timeout_s,) = analyses.timeouts_s
-    assert 0 < timeout_s <= GUARD_S
+    assert 0 < timeout_s < GUARD_S + 1  # gRPC rounds deadlines up on their way
 
 
 async def test_analysis_without_a_deadline_is_passed_on_without_one(stub, analyses):
