@@ -285,7 +285,7 @@ def _resource_lines(look: Look) -> Iterator[Text]:
     )
     level = enum_name(collector_health_pb2.DegradationLevel.DESCRIPTOR, use.level)
     is_full = use.level <= collector_health_pb2.DEGRADATION_LEVEL_NONE
-    without = "does without nothing" if is_full else f"saves by {level.replace('_', ' ')}"
+    without = "kept, nothing is left out" if is_full else f"saves by {level.replace('_', ' ')}"
     yield Text(f"budget    {without}", style="" if is_full else "yellow")
 
 
