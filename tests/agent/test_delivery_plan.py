@@ -395,3 +395,48 @@ def test_older_epoch_is_acknowledged_only_while_the_log_names_it() -> None:
     assert source.acknowledgement() == Acknowledge(1, 8)
     source.beat(log_at(3, epoch=2))
     assert source.acknowledgement() == Acknowledge(2, 3)
+
+
+def test_tail_of_an_epoch_that_vanished_from_the_log_is_given_up_once() -> None:
+    source = active(at(3), last=9)
+    source.plan.note_away(source.now_s)
+    source.activate((at(3),), log_at(0, epoch=2))
+    lost = Settle(1, 1, 9, LossReason.UNKNOWN_EPOCH)
+    assert source.step() == lost
+    source.plan.note_settled(lost)
+    assert source.step() is None
+
+
+def test_epoch_that_vanished_before_the_source_was_active_is_given_up_when_it_is() -> None:
+    source = Source()
+    source.plan.note_returned(source.now_s)
+    source.beat(log_at(42, acknowledged=42))
+    source.activate((), log_at(0, epoch=2))
+    assert source.step() == Settle(1, 1, 42, LossReason.UNKNOWN_EPOCH)
+
+
+def test_collector_that_stays_away_is_given_up_with_what_it_said_before_it_was_active() -> None:
+    source = Source()
+    source.plan.note_returned(source.now_s)
+    source.beat(log_at(42))
+    source.plan.note_away(source.now_s)
+    step = source.later(GRACE_S)
+    assert step == GiveUp(LossReason.AWAY, (Settle(1, 1, 42, LossReason.AWAY),))
+
+
+def test_old_epoch_is_acknowledged_no_further_than_its_log_goes() -> None:
+    source = Source()
+    source.activate((at(10), at(0, epoch=2)), log_at(0, epoch=2), log_at(6))
+    assert source.acknowledgement() == Acknowledge(1, 6)
+
+
+def test_hole_behind_the_end_of_an_old_epoch_is_given_up() -> None:
+    source = Source()
+    holes = at(5, 13, (6, 12))
+    source.activate((holes, at(0, epoch=2)), log_at(0, epoch=2), log_at(5, acknowledged=5))
+    assert source.step() == Settle(1, 6, 12, LET_GO)
+
+
+def test_hole_behind_what_the_latest_heartbeat_said_is_asked_for() -> None:
+    source = active(at(5, 13, (6, 12)), last=5)
+    assert source.step() == Ask(1, 6, 12)

@@ -11,7 +11,7 @@ once a heartbeat said how far its log goes the source is *active*. One that is n
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from daemoneye_agent.delivery_step import (
@@ -35,6 +35,7 @@ __all__ = ["ACKNOWLEDGE_EVERY_S", "GRACE_S", "SourcePlan"]
 GRACE_S = 60.0
 """How long a collector may be away before what it has is given up."""
 ACKNOWLEDGE_EVERY_S = 0.25
+MAX_TOLD_EPOCHS = 64
 
 
 @dataclass(slots=True)
@@ -74,6 +75,8 @@ class SourcePlan:
         self._is_negotiated = False
         self._can_replay: bool | None = None
         self._positions: tuple[LogPosition, ...] | None = None
+        self._told: dict[int, int] = {}
+        """The last sequence given out, by epoch, of those that are named or were and are not settled."""
         self._is_active = False
         self._give_up_at_s = now_s + GRACE_S
         self._version = 0
@@ -119,6 +122,11 @@ class SourcePlan:
         if positions is self._positions:
             return False
         self._positions = positions
+        self._told |= {
+            one.source_epoch: one.last_sequence for one in positions if one.last_sequence
+        }
+        while len(self._told) > MAX_TOLD_EPOCHS:
+            del self._told[min(self._told)]
         if self._is_active:
             self._take_positions(now_s)
         return True
@@ -198,12 +206,15 @@ class SourcePlan:
     def note_settled(self, step: Settle) -> None:
         """The store recorded a range as lost."""
         self._pace.reset()
+        if step == self._find_vanished():
+            del self._told[step.source_epoch]
         if self._settlements and self._settlements[0] == step:
             self._settlements.popleft()
 
     def note_given_up(self, now_s: float) -> None:
         """The store recorded everything as lost; what opens from now on has its time, too."""
         self._epochs.clear()
+        self._told.clear()
         self._pace.reset()
         self._give_up_at_s = now_s + GRACE_S
 
@@ -272,8 +283,12 @@ class SourcePlan:
             return self._next_to_activate(now_s)
         if self._settlements:
             return self._settlements[0]
+        if vanished := self._find_vanished():
+            return vanished
+        current = max((one.source_epoch for one in self._positions or ()), default=0)
         for epoch in self._in_order():
-            if gone := epoch.find_gone(now_s):
+            is_ended = epoch.progress.source_epoch < current
+            if gone := epoch.find_gone(now_s, is_ended=is_ended):
                 return gone
         return self._next_ask(now_s)
 
@@ -298,9 +313,23 @@ class SourcePlan:
         elif self._is_in_service and not self._is_expected and self._can_replay is None:
             return ExpectReplay(True)  # until it says otherwise: what is given up raises an alert
         if now_s >= self._give_up_at_s and self._is_expected:
-            tails = (epoch.settle_tail(LossReason.AWAY) for epoch in self._in_order())
-            return GiveUp(LossReason.AWAY, tuple(tail for tail in tails if tail))
+            return GiveUp(LossReason.AWAY, tuple(self._find_tails(LossReason.AWAY)))
         return Negotiate(self._term) if self._is_in_service and not self._is_negotiated else None
+
+    def _find_vanished(self) -> Settle | None:
+        """Returns what was given out in an epoch that the collector does not name any more."""
+        named = {one.source_epoch for one in self._positions or ()}
+        gone = self._told.keys() - named if named else ()
+        return next(self._settle_told(gone, LossReason.UNKNOWN_EPOCH), None)
+
+    def _find_tails(self, reason: str) -> Iterator[Settle]:
+        yield from (tail for epoch in self._in_order() if (tail := epoch.settle_tail(reason)))
+        yield from self._settle_told(self._told.keys() - self._epochs.keys(), reason)
+
+    def _settle_told(self, epochs: Iterable[int], reason: str) -> Iterator[Settle]:
+        """Yields ranges to give up; what is stored of them stays as it is."""
+        for number in sorted(epochs):
+            yield Settle(number, 1, self._told[number], reason)
 
     def _next_ask(self, now_s: float) -> Ask | None:
         if not self._is_subscribed or self._is_waiting(now_s):

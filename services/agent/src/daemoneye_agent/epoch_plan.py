@@ -18,6 +18,7 @@ TAIL_IDLE_S = 2.0
 PATIENCE_S = 5.0
 MAX_PATIENCE_S = 60.0
 MAX_REFUSALS = 3
+_MAX_SEQUENCE = 2**63 - 1
 _LOSS_REASONS = {
     1: "the collector's log was full",
     2: "older than the collector's log keeps",
@@ -73,12 +74,17 @@ class EpochPlan:
         self.pace.reset()
         self._cursor = 0
 
-    def find_gone(self, now_s: float) -> Settle | None:
-        """Returns the first range that the log does not have any more and the store waits for."""
+    def find_gone(self, now_s: float, *, is_ended: bool) -> Settle | None:
+        """Returns the first range that the log does not have any more and the store waits for.
+
+        Args:
+            now_s: the time.
+            is_ended: whether the log is in a later epoch, so that nothing is added to this one.
+        """
         if self.position is None:
             return None
         wanted = self._wanted(now_s)
-        for gone, reason in _gone_of(self.position):
+        for gone, reason in _gone_of(self.position, is_ended=is_ended):
             for span in wanted:
                 if common := intersect(span, gone):
                     return Settle(self.progress.source_epoch, *common, reason)
@@ -151,7 +157,9 @@ def name_losses(losses: Sequence[LogLoss]) -> Iterator[tuple[Span, str]]:
         yield (loss.first_sequence, loss.last_sequence), reason
 
 
-def _gone_of(position: LogPosition) -> Iterator[tuple[Span, str]]:
+def _gone_of(position: LogPosition, *, is_ended: bool) -> Iterator[tuple[Span, str]]:
     yield from name_losses(position.losses)
     through = max(position.first_sequence - 1, position.acknowledged_sequence)
     yield (1, min(through, position.last_sequence)), LossReason.LET_GO
+    if is_ended:  # a power cut may have taken what was given out last
+        yield (position.last_sequence + 1, _MAX_SEQUENCE), LossReason.LET_GO
