@@ -155,6 +155,20 @@ async def test_gap_until_now_ends_when_it_is_emitted(
     assert told.spans_s == [(0, 7)]
 
 
+async def test_gaps_that_nobody_takes_are_bounded_and_nothing_of_them_is_left_out(
+    gaps: GapKeeper, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector_core.gap.MAX_WAITING", 3)
+    for begin in range(6):
+        span_ns = (T0_NS + begin * SECOND_NS, T0_NS + (begin + 1) * SECOND_NS)
+        gaps.tell(Gap(GapReason.SHED, *span_ns, "shed", f"source-{begin}", event_count=10))
+    await gaps.flush()
+    assert told.spans_s == [(0, 1), (1, 2), (2, 6)]
+    assert [gap.event_count for gap in told.gaps] == [10, 10, 40]
+    assert told.gaps[-1].message == "shed, and more"
+    assert told.gaps[-1].source_name == ""
+
+
 async def test_two_flushes_at_once_tell_each_gap_once(gaps: GapKeeper, told: Told) -> None:
     told.go.clear()
     for number in range(3):

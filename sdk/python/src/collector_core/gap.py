@@ -19,6 +19,8 @@ from daemoneye.eventbus.v1 import collection_gap_pb2 as pb
 __all__ = ["Gap", "GapKeeper", "GapReason", "LifeMark"]
 
 REPORT_S = 60.0
+MAX_WAITING = 1_000
+"""Gaps that wait to be told, as while the log cannot be written; past that they grow together."""
 MARK_S = 1.0
 """How often the collector leaves the mark that it is alive."""
 
@@ -107,7 +109,10 @@ class GapKeeper:
 
     def tell(self, gap: Gap) -> None:
         """Tells a gap that is known from beginning to end."""
-        self._closed.append(gap)
+        if len(self._closed) < MAX_WAITING:
+            self._closed.append(gap)
+        else:
+            _merge(self._closed[-1], gap)
         self._changed.set()
 
     def tell_until_now(self, gap: Gap) -> None:
@@ -164,6 +169,18 @@ class GapKeeper:
         data.started_at.FromNanoseconds(gap.started_ns)
         data.ended_at.FromNanoseconds(max(gap.ended_ns, gap.started_ns))
         return Event(self._topic, data, gap.ended_ns)
+
+
+def _merge(into: Gap, gap: Gap) -> None:
+    """Makes one gap of two: it spans both, and is of the whole collector if they differ."""
+    if (into.reason, into.source_name) != (gap.reason, gap.source_name):
+        into.source_name = ""
+    into.started_ns = min(into.started_ns, gap.started_ns)
+    into.ended_ns = max(into.ended_ns, gap.ended_ns)
+    counts = [one for one in (into.event_count, gap.event_count) if one is not None]
+    into.event_count = sum(counts) if counts else None
+    if not into.message.endswith(", and more"):
+        into.message += ", and more"
 
 
 class LifeMark:
