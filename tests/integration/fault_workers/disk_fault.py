@@ -92,15 +92,12 @@ class ReadOnlyDirectory:
         directory.chmod(0o700)
 
 
-NOT_ALLOWED = ("permission denied", "must be superuser", "operation not permitted")
-
-
 def mount(directory: Path, options: str) -> None:
-    """Mounts a disk of its own; a test that has no right to is skipped, and others cover most of it."""
+    """Mounts a disk of its own; outside of CI a test that may not is skipped."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and any(one in done.stderr.lower() for one in NOT_ALLOWED):
+    if done.returncode and not os.environ.get("CI"):
         pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
 
